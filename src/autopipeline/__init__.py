@@ -1,3 +1,70 @@
-"""autopipeline: any diffusion checkpoint, any task, the right pipeline, fast."""
+"""autopipeline: any diffusion checkpoint, any task, the right pipeline, fast.
+
+Importing this package imports nothing else; names are looked up when they are used, and torch is imported when a
+network is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "autopipeline.auto": (
+        "AutoPipeline",
+        "AutoPipelineForImage2Image",
+        "AutoPipelineForInpainting",
+        "AutoPipelineForText2Image",
+    ),
+    "autopipeline.pipeline": ("DiffusionPipeline", "Output"),
+    "autopipeline.selection": ("Explanation", "explain"),
+    "autopipeline.errors": ("Cancelled", "CheckpointError", "NotFiniteError"),
+    "autopipeline.models.unet": ("UNet2DConditionModel",),
+    "autopipeline.models.autoencoder_kl": ("AutoencoderKL",),
+    "autopipeline.models.autoencoder_tiny": ("AutoencoderTiny",),
+    "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
+    "autopipeline.text": ("CLIPTokenizer",),
+    "autopipeline.images": ("CLIPImageProcessor",),
+    "autopipeline.schedulers": (
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DPMSolverMultistepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "LCMScheduler",
+        "PNDMScheduler",
+        "UniPCMultistepScheduler",
+    ),
+}
+_PUBLIC = {name: home for home, listed in _HOMES.items() for name in listed}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        found = getattr(importlib.import_module(_PUBLIC[name]), name)
+    elif name.endswith("Pipeline"):
+        found = _pipeline(name)
+    else:
+        raise AttributeError(f"module 'autopipeline' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def _pipeline(name: str) -> Any:
+    from autopipeline import names
+
+    coordinates = names.built().get(name)
+    if coordinates is None:
+        raise AttributeError(f"module 'autopipeline' has no attribute {name!r}")
+    from autopipeline.pipeline import pipeline_class
+
+    return pipeline_class(coordinates)
+
+
+def __dir__() -> list[str]:
+    from autopipeline import names
+
+    return sorted([*_PUBLIC, *names.built(), "__version__"])

@@ -1,0 +1,175 @@
+"""From a call's keywords to runs: which task, which defaults, which random numbers, one run or several."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from autopipeline import prompts
+from autopipeline.names import NOUNS, TASKS
+from autopipeline.stage import Family, Random, Run
+
+OURS: dict[str, Any] = {"seed": None, "cancel": None}
+"""Parameters that every pipeline has beyond those of its family."""
+
+INPUTS = {"image2image": "image", "inpaint": "mask_image"}
+BATCHED = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "image", "mask_image", "masked_image_latents")
+EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "latents")
+NUMBERS = (
+    "height width num_inference_steps original_inference_steps guidance_scale guidance_rescale eta clip_skip strength "
+    "aesthetic_score negative_aesthetic_score denoising_start denoising_end padding_mask_crop"
+).split()
+SEQUENCES = (
+    "timesteps sigmas original_size target_size crops_coords_top_left "
+    "negative_original_size negative_target_size negative_crops_coords_top_left"
+).split()
+
+
+class Bound(NamedTuple):
+    """A call's task and its complete arguments."""
+
+    task: str
+    args: dict[str, Any]
+
+
+def signature(family: Family, task: str) -> inspect.Signature:
+    """The signature of a pipeline's call: its own task's parameters, then those of the tasks that it can turn to."""
+    kind = inspect.Parameter
+    own = family.tasks[task].params
+    parameters = [kind("self", kind.POSITIONAL_OR_KEYWORD)]
+    parameters += [kind(name, kind.POSITIONAL_OR_KEYWORD, default=default) for name, default in own.items()]
+    names = list(own)
+    for other in richer(family, task):
+        names += [name for name in family.tasks[other].params if name not in names]
+    keyword_only = names[len(own) :] + list(OURS)
+    parameters += [kind(name, kind.KEYWORD_ONLY, default=None) for name in keyword_only]
+    return inspect.Signature(parameters)
+
+
+def richer(family: Family, task: str) -> list[str]:
+    """The tasks whose inputs include those of `task`, itself first."""
+    return [name for name in TASKS[TASKS.index(task) :] if name in family.tasks]
+
+
+def bind(family: Family, task: str, class_name: str, given: dict[str, Any]) -> Bound:
+    """Find the task from the inputs and fill in its defaults; TypeError for anything it has no use for."""
+    allowed = richer(family, task)
+    _refuse_unknown(family, allowed, class_name, given)
+    chosen = task
+    for other in allowed:
+        if given.get(INPUTS.get(other, "")) is not None:
+            chosen = other
+    params = family.tasks[chosen].params
+    surplus = [name for name, value in given.items() if name not in params and name not in OURS and value is not None]
+    if surplus:
+        raise TypeError(_surplus(family, chosen, surplus[0]))
+    missing = [NAME for NAME in _needed(chosen) if given.get(NAME) is None]
+    if missing:
+        raise ValueError(f"{NOUNS[chosen].capitalize()} needs {' and '.join(missing)}.")
+    return Bound(chosen, {**params, **OURS, **{name: value for name, value in given.items() if name in params or name in OURS}})
+
+
+def _needed(task: str) -> list[str]:
+    return {"image2image": ["image"], "inpaint": ["image", "mask_image"]}.get(task, [])
+
+
+def _refuse_unknown(family: Family, allowed: list[str], class_name: str, given: Iterable[str]) -> None:
+    known = [*OURS, *dict.fromkeys(name for task in allowed for name in family.tasks[task].params)]
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{class_name} has no parameter {name!r}{nearest(name, known)}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest one that is known."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _surplus(family: Family, task: str, name: str) -> str:
+    able = [NOUNS[other] for other, row in family.tasks.items() if name in row.params]
+    needs = {"image2image": "image", "inpaint": "image and mask_image"}
+    how = next((needs[other] for other, row in family.tasks.items() if name in row.params and other in needs), "")
+    return f"{name} has no effect on {NOUNS[task]} (it belongs to {' and '.join(able)}{f', which needs {how}' if how else ''})."
+
+
+def runs(family: Family, bound: Bound, settings: Mapping[str, Any]) -> list[Run]:
+    """One run, or one for each prompt where an argument is given item by item."""
+    return [_run(args, settings) for args in _items(bound.args)]
+
+
+def _run(args: dict[str, Any], settings: Mapping[str, Any]) -> Run:
+    count = prompts.count(args)
+    batch = count * args["num_images_per_prompt"]
+    if batch <= 0:
+        raise ValueError(f"num_images_per_prompt={args['num_images_per_prompt']} has to be at least 1.")
+    random = Random(_generators(args, batch), batch)
+    run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"])
+    run.cancel = args["cancel"] or threading.Event()
+    return run
+
+
+def _generators(args: Mapping[str, Any], batch: int) -> torch.Generator | list[torch.Generator] | None:
+    """The caller's generators, or one for each picture from `seed`: an int counts up, a list names each."""
+    seed, generator = args["seed"], args["generator"]
+    if seed is None:
+        return list(generator) if isinstance(generator, tuple) else generator
+    if generator is not None:
+        raise ValueError("Pass either seed or generator, not both.")
+    if isinstance(seed, int):
+        seed = [seed + k for k in range(batch)]
+    if len(seed) != batch:
+        raise ValueError(f"{len(seed)} seeds were given for {batch} pictures; give one, or one for each picture.")
+    return [torch.Generator().manual_seed(int(s)) for s in seed]
+
+
+def _items(args: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The arguments of each run: all at once, or prompt by prompt if any number is given as a list."""
+    listed = {name: args[name] for name in args if _is_per_item(name, args[name])}
+    if not listed:
+        yield args
+        return
+    count = prompts.count(args)
+    single = isinstance(args.get("prompt"), str)
+    count = len(next(iter(listed.values()))) if single else count
+    for name, values in listed.items():
+        if len(values) != count:
+            raise ValueError(f"{name} has {len(values)} entries for {count} prompts.")
+    if isinstance(args["generator"], torch.Generator):
+        raise ValueError(f"With {next(iter(listed))} given item by item, pass seed= or a list of generators.")
+    for k in range(count):
+        yield _item(args, listed, k, count)
+
+
+def _item(args: dict[str, Any], listed: Mapping[str, Sequence[Any]], k: int, count: int) -> dict[str, Any]:
+    one = dict(args)
+    for name, value in args.items():
+        if name in listed:
+            one[name] = listed[name][k]
+        elif name in BATCHED and isinstance(value, list | tuple) and len(value) == count:
+            one[name] = value[k]
+        elif name in (*BATCHED, *EMBEDS) and isinstance(value, torch.Tensor) and len(value) == count:
+            one[name] = value[k : k + 1]
+    per = args["num_images_per_prompt"]
+    if isinstance(args["seed"], int):
+        one["seed"] = args["seed"] + k * per
+    for name in ("seed", "generator"):
+        if isinstance(args[name], list | tuple):
+            one[name] = list(args[name][k * per : (k + 1) * per])
+    return one
+
+
+def _is_per_item(name: str, value: Any) -> bool:
+    """Whether a list is one item a prompt; pairs and schedules are lists themselves, so there a list of lists is."""
+    if name in NUMBERS:
+        return isinstance(value, list | tuple)
+    if name in SEQUENCES:
+        return isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], list | tuple)
+    if name == "image" and isinstance(value, list):
+        return len({getattr(picture, "size", None) for picture in value}) > 1 and all(hasattr(p, "size") for p in value)
+    return False

@@ -1,0 +1,82 @@
+"""Latent Consistency Models (Luo et al. 2023): Stable Diffusion in a few steps, the guidance scale as an input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from autopipeline.families import stable_diffusion as sd
+from autopipeline.guidance import Unguided
+from autopipeline.stage import Family, Run, Stage, TaskRow
+from autopipeline.tasks.image2image import Image2Image
+from autopipeline.tasks.text2image import Text2Image
+
+if TYPE_CHECKING:
+    from autopipeline.schedulers import Grid
+
+_REST = (
+    dict(original_inference_steps=None, timesteps=None, guidance_scale=8.5)
+    | dict(num_images_per_prompt=1, generator=None, latents=None, prompt_embeds=None)
+    | sd.LAST
+    | dict(clip_skip=None)
+    | sd.CALLBACK
+)
+_TENSORS = ("latents", "denoised", "prompt_embeds", "w_embedding")
+
+TEXT2IMAGE = TaskRow(
+    task=Text2Image,
+    params=dict(prompt=None, height=None, width=None, num_inference_steps=4) | _REST,
+    tensors=_TENSORS,
+)
+IMAGE2IMAGE = TaskRow(
+    task=Image2Image,
+    params=dict(prompt=None, image=None, num_inference_steps=4, strength=0.8) | _REST,
+    tensors=_TENSORS,
+)
+
+
+def stages(components: Mapping[str, Any], run: Run) -> tuple[Stage, ...]:
+    """Stable Diffusion's stage: one branch, the scheduler takes `strength` itself, the last clean picture leaves."""
+    scheduler = components["scheduler"]
+
+    def schedule(run: Run) -> Grid:
+        own = run["timesteps"]
+        extra = {"original_inference_steps": run["original_inference_steps"], "strength": run.get("strength", 1.0)}
+        steps = None if own is not None else run["num_inference_steps"]
+        return scheduler.grid(steps, timesteps=own, device=components["unet"].device, **extra)
+
+    (stage,) = sd.stages(components, run)
+    return (
+        replace(
+            stage,
+            schedule=schedule,
+            guide=lambda run: Unguided(),
+            emit=lambda x, x0: x0,
+            public={**stage.public, "timestep_cond": "w_embedding"},
+        ),
+    )
+
+
+def check(components: Mapping[str, Any], args: Mapping[str, Any]) -> None:
+    """What Stable Diffusion refuses, and a U-Net that does not take the guidance scale."""
+    sd.check(components, args)
+    if components["unet"].config.time_cond_proj_dim is None:
+        raise ValueError(
+            "This unet does not take the guidance scale as an input (time_cond_proj_dim is null), so it is no LCM; "
+            "load the checkpoint as a StableDiffusionPipeline, with LCMScheduler if it was distilled as a LoRA."
+        )
+
+
+FAMILY = Family(
+    key="lcm",
+    stem="LatentConsistencyModel",
+    slots=sd.SLOTS,
+    settings={"requires_safety_checker": True},
+    tasks={"text2image": TEXT2IMAGE, "image2image": IMAGE2IMAGE},
+    stages=stages,
+    finish=sd.finish,
+    check=check,
+    size=sd.default_size,
+    adopt=sd.adopt,
+)

@@ -1,0 +1,224 @@
+"""Stable Diffusion 1 and 2 (Rombach et al. 2022): a U-Net in latents, one CLIP text encoder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autopipeline import images, prompts
+from autopipeline.families.schedules import schedule
+from autopipeline.guidance import ClassifierFree, Guidance, Unguided
+from autopipeline.spaces import LatentSpace, factor
+from autopipeline.stage import Cond, Family, Finished, Pred, Predict, Run, Slot, Stage, TaskRow
+from autopipeline.tasks.image2image import Image2Image
+from autopipeline.tasks.inpaint import Inpaint
+from autopipeline.tasks.text2image import Text2Image
+
+Components = Mapping[str, Any]
+
+SLOTS = {
+    "vae": Slot(("AutoencoderKL", "AutoencoderTiny")),
+    "text_encoder": Slot(("CLIPTextModel",)),
+    "tokenizer": Slot(("CLIPTokenizer", "CLIPTokenizerFast")),
+    "unet": Slot(("UNet2DConditionModel",)),
+    "scheduler": Slot(("Scheduler",)),
+    "safety_checker": Slot(("StableDiffusionSafetyChecker",), optional=True),
+    "feature_extractor": Slot(("CLIPImageProcessor", "CLIPFeatureExtractor"), optional=True),
+    "image_encoder": Slot(("CLIPVisionModelWithProjection",), optional=True),
+}
+LAST = dict(output_type="pil", return_dict=True, cross_attention_kwargs=None)
+CALLBACK = dict(callback_on_step_end=None, callback_on_step_end_tensor_inputs=("latents",))
+_MIDDLE = dict(
+    num_inference_steps=50,
+    timesteps=None,
+    sigmas=None,
+    guidance_scale=7.5,
+    negative_prompt=None,
+    num_images_per_prompt=1,
+    eta=0.0,
+    generator=None,
+)
+_EMBEDS = dict(prompt_embeds=None, negative_prompt_embeds=None)
+_SIZE = dict(height=None, width=None)
+_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+
+TEXT2IMAGE = TaskRow(
+    task=Text2Image,
+    params=dict(prompt=None)
+    | _SIZE
+    | _MIDDLE
+    | dict(latents=None)
+    | _EMBEDS
+    | LAST
+    | dict(guidance_rescale=0.0, clip_skip=None)
+    | CALLBACK,
+    tensors=_TENSORS,
+)
+IMAGE2IMAGE = TaskRow(
+    task=Image2Image,
+    params=dict(prompt=None, image=None, strength=0.8) | _MIDDLE | _EMBEDS | LAST | dict(clip_skip=None) | CALLBACK,
+    tensors=_TENSORS,
+)
+INPAINT = TaskRow(
+    task=Inpaint,
+    params=dict(prompt=None, image=None, mask_image=None, masked_image_latents=None)
+    | _SIZE
+    | dict(padding_mask_crop=None, strength=1.0)
+    | _MIDDLE
+    | dict(latents=None)
+    | _EMBEDS
+    | LAST
+    | dict(clip_skip=None)
+    | CALLBACK,
+    tensors=(*_TENSORS, "mask", "masked_image_latents"),
+)
+
+
+def guided(components: Components, run: Run) -> bool:
+    """Whether there is a negative branch; networks that take the scale as an input do without."""
+    return run.guidance_scale > 1 and components["unet"].config.time_cond_proj_dim is None
+
+
+def guide(components: Components, run: Run) -> Guidance:
+    """Classifier-free guidance for scales above 1."""
+    if guided(components, run):
+        return ClassifierFree(run.guidance_scale, run.get("guidance_rescale", 0.0))
+    return Unguided()
+
+
+def encode(components: Components, texts: list[str], clip_skip: int | None) -> Tensor:
+    """Hidden states (B, L, D) of the text encoder, after its final norm; `clip_skip` leaves out the last layers."""
+    encoder = components["text_encoder"]
+    out = encoder(prompts.tokens(components["tokenizer"], texts).to(encoder.device))
+    hidden = out.last if clip_skip is None else encoder.norm(out.hidden_states[-(clip_skip + 1)])
+    return prompts.finite(hidden, "text_encoder")
+
+
+def text_rows(components: Components, run: Run) -> Tensor:
+    """Embeddings of all branches, (branches * B, L, D)."""
+    positive = run.get("prompt_embeds")
+    if positive is None:
+        positive = encode(components, prompts.rows(run["prompt"], run.prompts, "prompt"), run.get("clip_skip"))
+    branches = [positive]
+    if guided(components, run):
+        negative = run.get("negative_prompt_embeds")
+        if negative is None:
+            texts = prompts.rows(run.get("negative_prompt") or "", run.prompts, "negative_prompt")
+            negative = encode(components, texts, None)
+        branches.insert(0, negative)
+    times = run.batch // run.prompts
+    return torch.cat([prompts.each(rows.to(positive), times) for rows in branches])
+
+
+def scale_embedding(scale: float, width: int, like: Tensor) -> Tensor:
+    """The guidance scale as an input of the network (Meng et al. 2023), (B, width)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half) * -(math.log(10000.0) / (half - 1)))
+    angles = (scale - 1) * 1000.0 * frequencies
+    row = torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))
+    return row.to(like).expand(len(like), -1)
+
+
+def unet_predict(unet: Any) -> Predict:
+    """The U-Net as a prediction; "concat" rows (mask and masked picture) go beside x, unseen by add-ons."""
+
+    def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
+        cond = dict(cond)
+        beside = cond.pop("concat", None)
+        x = x if beside is None else torch.cat([x, beside.to(x)], 1)
+        typed = {name: rows.to(device=unet.device, dtype=unet.dtype) for name, rows in cond.items()}
+        return Pred(unet(x.to(unet.dtype), t, **typed).to(x.dtype))
+
+    return predict
+
+
+def default_size(components: Components) -> tuple[int, int]:
+    """Height and width in pixels that the U-Net was made for."""
+    size = components["unet"].config.sample_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    scale = factor(components["vae"])
+    return height * scale, width * scale
+
+
+def check(components: Components, args: Mapping[str, Any]) -> None:
+    """Refuse what can't work, before anything is computed."""
+    prompts.check(args)
+    strength = args.get("strength")
+    if strength is not None and not 0 <= strength <= 1:
+        raise ValueError(f"strength has to be between 0 and 1, not {strength}.")
+    for side in ("height", "width"):
+        if args.get(side) is not None and (args[side] % 8 or args[side] <= 0):
+            raise ValueError(f"{side}={args[side]} is not a positive multiple of 8 pixels.")
+    if args.get("mask_image") is not None:
+        images.same_size(args["image"], args["mask_image"])
+    skip = args.get("clip_skip")
+    layers = components["text_encoder"].config.num_hidden_layers if components.get("text_encoder") else 0
+    if skip is not None and not 0 <= skip < layers:
+        raise ValueError(f"clip_skip={skip} has to be between 0 and {layers - 1} for this text encoder.")
+
+
+def stages(components: Components, run: Run) -> tuple[Stage, ...]:
+    """One stage: the U-Net in the latents of the autoencoder."""
+    unet, scheduler = components["unet"], components["scheduler"]
+
+    def condition(run: Run, x: Tensor) -> Cond:
+        rows = {"encoder_hidden_states": text_rows(components, run)}
+        width = unet.config.time_cond_proj_dim
+        return rows if width is None else rows | {"timestep_cond": scale_embedding(run.guidance_scale, width, x)}
+
+    return (
+        Stage(
+            name="unet",
+            network=unet,
+            space=LatentSpace(components["vae"]),
+            scheduler=scheduler,
+            dtype=components["text_encoder"].dtype if components.get("text_encoder") else unet.dtype,
+            schedule=lambda run: schedule(scheduler, run, unet.device),
+            condition=condition,
+            guide=lambda run: guide(components, run),
+            predict=unet_predict(unet),
+            public={"encoder_hidden_states": "prompt_embeds"},
+        ),
+    )
+
+
+def finish(components: Components, run: Run, x: Tensor) -> Finished:
+    """Decode, and let the safety checker look where there is one; what it flags turns black."""
+    pictures = LatentSpace(components["vae"]).decode(x)
+    checker, extractor = components.get("safety_checker"), components.get("feature_extractor")
+    if checker is None:
+        return Finished(pictures)
+    shown = images.to_output(pictures, "pil", None)
+    pixels = extractor(shown).to(device=checker.device, dtype=checker.dtype)
+    flagged: list[bool] = checker(pixels).tolist()
+    keep = torch.tensor([not flag for flag in flagged], device=pictures.device).view(-1, 1, 1, 1)
+    return Finished(pictures * keep, flagged)
+
+
+def adopt(components: dict[str, Any]) -> dict[str, Any]:
+    """Mend the scheduler configurations of old checkpoints, as everybody's pictures assume: no clipping, offset 1."""
+    scheduler = components.get("scheduler")
+    changes: dict[str, Any] = {}
+    if scheduler is not None and scheduler.config.get("steps_offset", 1) != 1:
+        changes["steps_offset"] = 1
+    if scheduler is not None and scheduler.config.get("clip_sample", False):
+        changes["clip_sample"] = False
+    return components | {"scheduler": type(scheduler).from_config(scheduler, **changes)} if changes else components
+
+
+FAMILY = Family(
+    key="stable-diffusion",
+    stem="StableDiffusion",
+    slots=SLOTS,
+    settings={"requires_safety_checker": True},
+    tasks={"text2image": TEXT2IMAGE, "image2image": IMAGE2IMAGE, "inpaint": INPAINT},
+    stages=stages,
+    finish=finish,
+    check=check,
+    size=default_size,
+    adopt=adopt,
+)

@@ -1,0 +1,52 @@
+"""Which conditioning branches are evaluated, and how their predictions are combined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from autopipeline.stage import Pred
+
+
+class Guidance(Protocol):
+    """A guidance rule."""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the branches, in the order of their rows."""
+        ...
+
+    def combine(self, preds: Sequence[Pred]) -> Pred:
+        """One prediction from those of the branches."""
+        ...
+
+
+class Unguided(NamedTuple):
+    """One branch, taken as it is."""
+
+    branches: tuple[str, ...] = ("positive",)
+
+    def combine(self, preds: Sequence[Pred]) -> Pred:
+        """The prediction itself."""
+        return preds[0]
+
+
+class ClassifierFree(NamedTuple):
+    """Away from the negative prompt, towards the prompt (Ho & Salimans 2022, eq. 6), optionally rescaled.
+
+    `rescale` in 0..1 brings the standard deviation back to the conditional one (Lin et al. 2023, section 3.4).
+    """
+
+    scale: float
+    rescale: float = 0.0
+    branches: tuple[str, ...] = ("negative", "positive")
+
+    def combine(self, preds: Sequence[Pred]) -> Pred:
+        """The guided prediction, with the variance of the conditional branch."""
+        negative, positive = preds[0].mean, preds[1].mean
+        guided = negative + self.scale * (positive - negative)
+        if self.rescale > 0:
+            axes = tuple(range(1, guided.ndim))
+            level = positive.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+            guided = guided * (1 - self.rescale + self.rescale * level)
+        return Pred(guided, preds[1].variance)

@@ -1,0 +1,222 @@
+"""Coordinates and the public names of pipeline classes: the mapping, as rows. Imports no torch.
+
+A name is stem + add-ons + task + "Pipeline"; the few that are not are spelled on their row. Keys, classes and the
+order of rows are those that users of AutoPipeline know.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cache
+
+from autopipeline import families
+
+TASKS = ("text2image", "image2image", "inpaint")
+SUFFIXES = {"text2image": "", "image2image": "Img2Img", "inpaint": "Inpaint"}
+AUTO = {
+    "text2image": "AutoPipelineForText2Image",
+    "image2image": "AutoPipelineForImage2Image",
+    "inpaint": "AutoPipelineForInpainting",
+}
+NOUNS = {"text2image": "text-to-image", "image2image": "image-to-image", "inpaint": "inpainting"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A key of the mapping: a family with some add-ons, and the class for each task that it has."""
+
+    key: str
+    family: str  # the key of the family without add-ons
+    addons: frozenset[str]
+    classes: dict[str, str]  # task -> class name
+    decoders: dict[str, str] = field(default_factory=dict[str, str])  # class of a decoder alone -> its task
+
+    @property
+    def built(self) -> bool:
+        """Whether this version can run it."""
+        return not self.addons and (self.family in families.BUILT or self.family in families.external())
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinates:
+    """Where a pipeline class stands: its row and its task."""
+
+    row: Row
+    task: str
+
+
+_LETTERS = {"t": "text2image", "i": "image2image", "p": "inpaint"}
+
+
+def _row(key: str, stem: str, tasks: str, addons: str = "", family: str = "", **spelled: str) -> Row:
+    middle = "".join(addons.split())
+    classes = {
+        _LETTERS[letter]: spelled.get(_LETTERS[letter], f"{stem}{middle}{SUFFIXES[_LETTERS[letter]]}Pipeline")
+        for letter in tasks
+    }
+    return Row(key=key, family=family or key, addons=frozenset(addons.split()), classes=classes)
+
+
+def _combined(key: str, stem: str, tasks: str, decoder: str = "") -> Row:
+    """A two-stage family: the class of both stages together, and those of its decoder alone."""
+    named = {_LETTERS[letter]: stem + SUFFIXES[_LETTERS[letter]] for letter in tasks}
+    classes = {task: f"{name}CombinedPipeline" for task, name in named.items()}
+    decoders = {f"{name}{decoder}Pipeline": task for task, name in named.items()}
+    return Row(key=key, family=key, addons=frozenset(), classes=classes, decoders=decoders)
+
+
+_SD, _XL, _SD3 = "stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3"
+_FLUX, _QWEN, _ZIMAGE = "Flux", "QwenImage", "ZImage"
+
+ROWS = (
+    _row(_SD, "StableDiffusion", "tip"),
+    _row(_XL, "StableDiffusionXL", "tip"),
+    _row(_SD3, "StableDiffusion3", "tip"),
+    _row("stable-diffusion-3-pag", "StableDiffusion3", "ti", "PAG", _SD3),
+    _row("if", "IF", "tip", inpaint="IFInpaintingPipeline"),
+    _row("hunyuan", "HunyuanDiT", "t"),
+    _row("hunyuan-pag", "HunyuanDiT", "t", "PAG", "hunyuan"),
+    _combined("kandinsky", "Kandinsky", "tip"),
+    _combined("kandinsky22", "KandinskyV22", "tip"),
+    _row("kandinsky3", "Kandinsky3", "ti"),
+    _row("stable-diffusion-controlnet", "StableDiffusion", "tip", "ControlNet", _SD),
+    _row("stable-diffusion-xl-controlnet", "StableDiffusionXL", "tip", "ControlNet", _XL),
+    _row("stable-diffusion-xl-controlnet-union", "StableDiffusionXL", "tip", "ControlNetUnion", _XL),
+    _row(
+        "stable-diffusion-3-controlnet",
+        "StableDiffusion3",
+        "tp",
+        "ControlNet",
+        _SD3,
+        inpaint="StableDiffusion3ControlNetInpaintingPipeline",
+    ),
+    _combined("wuerstchen", "Wuerstchen", "t", "Decoder"),
+    _combined("cascade", "StableCascade", "t", "Decoder"),
+    _row("lcm", "LatentConsistencyModel", "ti"),
+    _row("pixart-alpha", "PixArtAlpha", "t"),
+    _row("pixart-sigma", "PixArtSigma", "t"),
+    _row("sana", "Sana", "t"),
+    _row("sana-pag", "Sana", "t", "PAG", "sana"),
+    _row("stable-diffusion-pag", "StableDiffusion", "tip", "PAG", _SD),
+    _row("stable-diffusion-controlnet-pag", "StableDiffusion", "tp", "ControlNet PAG", _SD),
+    _row("stable-diffusion-xl-pag", "StableDiffusionXL", "tip", "PAG", _XL),
+    _row("stable-diffusion-xl-controlnet-pag", "StableDiffusionXL", "ti", "ControlNet PAG", _XL),
+    _row("pixart-sigma-pag", "PixArtSigma", "t", "PAG", "pixart-sigma"),
+    _row("auraflow", "AuraFlow", "t"),
+    _row("flux", _FLUX, "tip"),
+    _row("flux-control", _FLUX, "tip", "Control", "flux"),
+    _row("flux-controlnet", _FLUX, "tip", "ControlNet", "flux"),
+    _row("flux-kontext", "FluxKontext", "ti", image2image="FluxKontextPipeline"),
+    _row("flux2-klein", "Flux2Klein", "ti", image2image="Flux2KleinPipeline"),
+    _row("flux2", "Flux2", "ti", image2image="Flux2Pipeline"),
+    _row("ideogram4", "Ideogram4", "t"),
+    _row("krea2", "Krea2", "t"),
+    _row("lumina", "Lumina", "t"),
+    _row("lumina2", "Lumina2", "t"),
+    _row("chroma", "Chroma", "t"),
+    _row("cogview3", "CogView3Plus", "t"),
+    _row("cogview4", "CogView4", "t"),
+    _row("glm_image", "GlmImage", "t"),
+    _row("helios", "Helios", "t"),
+    _row("helios-pyramid", "HeliosPyramid", "t"),
+    _row("cogview4-control", "CogView4", "t", "Control", "cogview4"),
+    _row("nucleusmoe-image", "NucleusMoEImage", "t"),
+    _row("qwenimage", _QWEN, "tip"),
+    _row("qwenimage21", "QwenImage21", "t"),
+    _row("qwenimage-controlnet", _QWEN, "t", "ControlNet", "qwenimage"),
+    _row("qwenimage-edit", "QwenImageEdit", "ip", image2image="QwenImageEditPipeline"),
+    _row("qwenimage-edit-plus", "QwenImageEditPlus", "i", image2image="QwenImageEditPlusPipeline"),
+    _row("qwenimage-layered", "QwenImageLayered", "i", image2image="QwenImageLayeredPipeline"),
+    _row("z-image", _ZIMAGE, "tip"),
+    _row("z-image-controlnet", _ZIMAGE, "t", "ControlNet", "z-image"),
+    _row(
+        "z-image-controlnet-inpaint",
+        _ZIMAGE,
+        "t",
+        "ControlNet",
+        "z-image",
+        text2image="ZImageControlNetInpaintPipeline",
+    ),
+    _row("z-image-omni", "ZImageOmni", "t"),
+    _row("ovis", "OvisImage", "t"),
+    _row("prx", "PRX", "t"),
+    _row("kolors", "Kolors", "ti"),
+    _row("kolors-pag", "Kolors", "t", "PAG", "kolors"),
+)
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """All rows: the mapping, then families from other packages."""
+    known = {row.key for row in ROWS}
+    return ROWS + tuple(_external(key) for key in families.external() if key not in known)
+
+
+def _external(key: str) -> Row:
+    family = families.load(key)
+    classes = {task: f"{family.stem}{SUFFIXES[task]}Pipeline" for task in family.tasks}
+    return Row(key=key, family=key, addons=frozenset(), classes=classes)
+
+
+@cache
+def _by_name() -> dict[str, Coordinates]:
+    found: dict[str, Coordinates] = {}
+    for row in rows():
+        for task, name in row.classes.items():
+            found.setdefault(name, Coordinates(row, task))
+        for name, task in row.decoders.items():
+            found.setdefault(name, Coordinates(row, task))
+    return found
+
+
+def find(class_name: object) -> Coordinates | None:
+    """The coordinates of a pipeline class by its name; None for one that no row has."""
+    return _by_name().get(class_name) if isinstance(class_name, str) else None
+
+
+def select(class_name: object, task: str, add: Iterable[str] = (), drop: Iterable[str] = ()) -> Coordinates:
+    """The class for `task`, with add-ons added or dropped, that belongs to the checkpoint's class.
+
+    Raises ValueError in the words that users of AutoPipeline know, followed by lines that say what would work.
+    """
+    here = find(class_name)
+    if here is None:
+        raise ValueError(_unknown(class_name, task))
+    wanted = (here.row.addons - frozenset(drop)) | frozenset(add)
+    for row in rows():
+        if row.family == here.row.family and row.addons == wanted and task in row.classes:
+            return Coordinates(row, task)
+    raise ValueError(_no_task(class_name, here.row, task, wanted))
+
+
+def _unknown(class_name: object, task: str) -> str:
+    lines = [f"AutoPipeline can't find a pipeline linked to {class_name} for None"]
+    lines.append("No task: the class is not one that makes pictures from prompts, or one that this version does not know.")
+    near = difflib.get_close_matches(str(class_name), _by_name(), 1, 0.85)
+    if near:
+        lines.append(f"The nearest name that is known: {near[0]}.")
+    return "\n".join([*lines, _supporting(task)])
+
+
+def _no_task(class_name: object, row: Row, task: str, addons: frozenset[str]) -> str:
+    have = ", ".join(NOUNS[name] for name in row.classes)
+    plus = f" with {' and '.join(sorted(addons))}" if addons else ""
+    return "\n".join(
+        [
+            f"AutoPipeline can't find a pipeline linked to {class_name} for {row.key}",
+            f"This checkpoint supports {have}, not {NOUNS[task]}{plus}.",
+            _supporting(task),
+        ]
+    )
+
+
+def _supporting(task: str) -> str:
+    able = [row.key for row in rows() if task in row.classes and row.built]
+    return f"Families that support {NOUNS[task]} in this version: {', '.join(able)}."
+
+
+def built() -> dict[str, Coordinates]:
+    """Class name -> coordinates of every pipeline class that this version can run."""
+    return {name: Coordinates(row, task) for row in rows() if row.built for task, name in row.classes.items()}

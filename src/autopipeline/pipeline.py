@@ -1,0 +1,533 @@
+"""DiffusionPipeline: components, the call, saving and switching. Every public pipeline class is made from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from autopipeline import families, images, names
+from autopipeline.binding import Bound, bind, nearest, runs, signature
+from autopipeline.config import Config
+from autopipeline.denoise import OnStep, answer, denoise, drive
+from autopipeline.errors import Cancelled
+from autopipeline.loading.components import load_components
+from autopipeline.loading.index import read_index
+from autopipeline.names import Coordinates
+from autopipeline.selection import locate, possible
+from autopipeline.spaces import crop_box
+from autopipeline.stage import Ask, Family, Finished, Loop, Run, Step
+
+PEER_VERSION = "0.42.1"
+"""Written as `_diffusers_version`: the layout that saved folders have."""
+
+HARMLESS = {"low_cpu_mem_usage", "proxies", "mirror", "add_watermarker", "trust_remote_code", "custom_pipeline"}
+"""Keywords of `from_pretrained` that other libraries take; accepted only where they ask for what happens anyway."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a call returns: the pictures, and for each whether a safety checker objected (None: nobody looked)."""
+
+    images: Any
+    nsfw_content_detected: list[bool] | None = None
+
+    def __getitem__(self, key: int | str) -> Any:
+        return getattr(self, key) if isinstance(key, str) else (self.images, self.nsfw_content_detected)[key]
+
+
+@dataclass(frozen=True)
+class StreamStep:
+    """One step of `stream`; the last item of a stream has the `result` too."""
+
+    index: int  # from 0
+    total: int
+    timestep: Tensor  # ()
+    latents: Tensor  # (B, C, h, w)
+    preview: Callable[[], list[Image.Image]]  # small pictures of what the network has in mind
+    result: Output | None = None
+
+
+class RunView:
+    """The pipeline as one run sees it: `_interrupt` and the guidance scale set on it concern this run alone."""
+
+    def __init__(self, pipe: DiffusionPipeline, run: Run, steps: int) -> None:
+        self.__dict__.update(_pipe=pipe, _run=run, num_timesteps=steps, _num_timesteps=steps)
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return type(self.__dict__["_pipe"])
+
+    def __getattr__(self, name: str) -> Any:
+        run: Run = self.__dict__["_run"]
+        if name in ("_interrupt", "interrupt"):
+            return run.interrupted
+        if name in ("_guidance_scale", "guidance_scale"):
+            return run.guidance_scale
+        if name in run.args:
+            return run.args[name]
+        return getattr(self.__dict__["_pipe"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        run: Run = self.__dict__["_run"]
+        if name in ("_interrupt", "interrupt"):
+            run.interrupted = bool(value)
+        elif name in ("_guidance_scale", "guidance_scale"):
+            run.guidance_scale = float(value)
+        else:
+            self.__dict__[name] = value
+
+
+class DiffusionPipeline:
+    """A loaded checkpoint that makes pictures; one object may serve any number of threads.
+
+    `DiffusionPipeline.from_pretrained(name)` gives the class that the checkpoint names. That object does text-to-image;
+    with `image=` it does image-to-image, with `image=` and `mask_image=` inpainting.
+    """
+
+    coordinates: ClassVar[Coordinates]
+    family: ClassVar[Family]
+
+    def __init__(self, **parts: Any) -> None:
+        if type(self) is DiffusionPipeline:
+            raise OSError("DiffusionPipeline is made by DiffusionPipeline.from_pretrained(checkpoint).")
+        slots, defaults = self.family.slots, self.family.settings
+        unknown = [name for name in parts if name not in slots and name not in defaults and name != "_name_or_path"]
+        if unknown:
+            near = nearest(unknown[0], [*slots, *defaults])
+            raise TypeError(f"{type(self).__name__} has no component {unknown[0]!r}{near}.")
+        missing = [name for name, slot in slots.items() if not slot.optional and parts.get(name) is None]
+        if missing:
+            raise ValueError(f"{type(self).__name__} needs {', '.join(missing)}.")
+        for name in slots:
+            setattr(self, name, parts.get(name))
+        self._settings = {name: parts.get(name, default) for name, default in defaults.items()}
+        self._name_or_path: str | None = parts.get("_name_or_path")
+        self._progress: dict[str, Any] = {}
+
+    # --- what it is ------------------------------------------------------------------------------------------
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The networks, tokenizers and the scheduler by name; None for those that are left out."""
+        return {name: getattr(self, name) for name in self.family.slots}
+
+    @property
+    def config(self) -> Config:
+        """What model_index.json says: the class of each component, and the settings."""
+        entries = {name: _entry(self.family, name, part) for name, part in self.components.items()}
+        head = {"_class_name": type(self).__name__, "_diffusers_version": PEER_VERSION}
+        named = {"_name_or_path": self._name_or_path} if self._name_or_path else {}
+        return Config(head | named | entries | self._settings)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {json.dumps(self.config, indent=2, sort_keys=True)}\n"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoising network is (the first network there is)."""
+        return self._networks()[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the first network."""
+        return self._networks()[0].dtype
+
+    def _networks(self) -> list[Any]:
+        return [part for part in self.components.values() if isinstance(part, torch.nn.Module)]
+
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that this checkpoint can do: "text2image", "image2image", "inpaint"."""
+        configs = {name: dict(part.config) for name, part in self.components.items() if hasattr(part, "config")}
+        return tuple(task for task in self.family.tasks if possible(configs, task) is None)
+
+    # --- the call --------------------------------------------------------------------------------------------
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Bound:
+        task, name = self.coordinates.task, type(self).__name__
+        if args:
+            own = list(self.family.tasks[task].params)
+            if len(args) > len(own):
+                raise TypeError(f"{name} takes at most {len(own)} positional arguments.")
+            twice = [key for key in own[: len(args)] if key in kwargs]
+            if twice:
+                raise TypeError(f"{name} got {twice[0]!r} twice.")
+            kwargs = dict(zip(own, args, strict=False)) | kwargs
+        bound = bind(self.family, task, name, kwargs)
+        self._check(bound)
+        return bound
+
+    def _check(self, bound: Bound) -> None:
+        args = bound.args
+        if args["output_type"] not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type={args['output_type']!r} has to be 'pil', 'np', 'pt' or 'latent'.")
+        scale = args["cross_attention_kwargs"]
+        if scale and (set(scale) != {"scale"} or scale["scale"] != 1.0):
+            raise ValueError(f"cross_attention_kwargs={scale} scales adapters, and none is loaded.")
+        if args.get("padding_mask_crop") is not None:
+            if args["output_type"] != "pil":
+                raise ValueError("padding_mask_crop needs output_type='pil', as the result is pasted into the picture.")
+            for name in ("image", "mask_image"):
+                if not isinstance(args[name], Image.Image):
+                    raise ValueError(f"padding_mask_crop needs {name} to be a PIL picture.")
+        tensors = _tensor_names(args)
+        able = self.family.tasks[bound.task].tensors
+        unknown = [name for name in tensors if name not in able]
+        if unknown:
+            raise ValueError(f"callback_on_step_end_tensor_inputs may name {', '.join(able)}, not {unknown[0]!r}.")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Output | tuple[Any, ...]:
+        """Make pictures. The parameters are those of the family and task: see `inspect.signature(type(pipe).__call__)`.
+
+        Besides: `seed` (an int, counted up over the pictures, or one for each), `cancel` (a `threading.Event`), and any
+        number (steps, guidance, strength, sizes ...) as a list, one item a prompt.
+        """
+        bound = self._bind(args, kwargs)
+        made = [self._prepare(bound.task, run) for run in runs(self.family, bound, self._settings)]
+        with tqdm(total=None, **self._progress) as bar:
+            loops = [(loop, run, self._reporter(run, bar)) for loop, run in made]
+            results = drive(loops)
+        outputs = [self._finish(bound.task, run, x) for (_, run, _), x in zip(loops, results, strict=True)]
+        return self._returned(_joined(outputs), bound.args["return_dict"])
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[StreamStep]:
+        """Make pictures step by step: yields a `StreamStep` after each step; the last one has the `result`.
+
+        Closing the iterator cancels the run.
+        """
+        bound = self._bind(args, kwargs)
+        every = runs(self.family, bound, self._settings)
+        if len(every) > 1:
+            raise ValueError("stream takes one run at a time; give numbers as single values, not as lists.")
+        loop, run = self._prepare(bound.task, every[0])
+        return self._streamed(bound, loop, run)
+
+    def _streamed(self, bound: Bound, loop: Loop, run: Run) -> Iterator[StreamStep]:
+        reply: Any = None
+        report = self._reporter(run, None)
+        space = self.family.stages(self.components, run)[-1].space
+        last: StreamStep | None = None
+        while True:
+            if run.cancel.is_set():
+                loop.close()
+                raise Cancelled("The run was cancelled.")
+            try:
+                with torch.no_grad():
+                    event = loop.send(reply)
+            except StopIteration as done:
+                x = done.value
+                break
+            if isinstance(event, Ask):
+                reply = answer([event])[0]
+                continue
+            reply = report(event)
+            if last is not None:
+                yield last
+            x0 = event.x0
+            last = StreamStep(
+                event.index, event.total, event.timestep, event.tensors["latents"], lambda x0=x0: _preview(space, x0)
+            )
+        result = self._finish(bound.task, run, x)
+        if last is not None:
+            yield StreamStep(**{**last.__dict__, "result": result})
+
+    def _prepare(self, task: str, run: Run) -> tuple[Loop, Run]:
+        args = dict(run.args)
+        run.args = args
+        if "height" in args and (args["height"] is None or args["width"] is None):
+            height, width = self.family.size(self.components)
+            args["height"], args["width"] = args["height"] or height, args["width"] or width
+        self.family.check(self.components, args)
+        stages = self.family.stages(self.components, run)
+        return self._chain(task, stages, run), run
+
+    def _chain(self, task: str, stages: Any, run: Run) -> Loop:
+        """All stages one after the other; the task belongs to the last one."""
+        x = torch.empty(0)
+        for stage in stages:
+            own = task if stage is stages[-1] else "text2image"
+            x = yield from denoise(stage, self.family.tasks[own].task, run)
+        return x
+
+    def _reporter(self, run: Run, bar: Any) -> OnStep:
+        callback = run["callback_on_step_end"]
+        wanted = _tensor_names(run.args)
+
+        def report(step: Step) -> Mapping[str, Tensor] | None:
+            if bar is not None:
+                if step.index == 0:
+                    bar.total = (bar.total or 0) + step.total
+                bar.update()
+            if callback is None:
+                return None
+            view = RunView(self, run, step.total)
+            seen = {name: step.tensors[name] for name in wanted if name in step.tensors}
+            return callback(view, step.index, step.timestep, seen)
+
+        return report
+
+    @torch.no_grad()
+    def _finish(self, task: str, run: Run, x: Tensor) -> Output:
+        kind = run["output_type"]
+        if kind == "latent":
+            return Output(x)
+        done: Finished = self.family.finish(self.components, run, x)
+        shown = images.to_output(done.pictures, kind, None if done.flagged is None else [not f for f in done.flagged])
+        if run.get("padding_mask_crop") is not None:
+            box = crop_box(run)
+            shown = [images.overlay(picture, run["image"], run["mask_image"], box) for picture in shown]
+        return Output(shown, done.flagged)
+
+    def _returned(self, output: Output, as_object: bool) -> Output | tuple[Any, ...]:
+        if as_object:
+            return output
+        checked = "safety_checker" in self.family.slots
+        return (output.images, output.nsfw_content_detected) if checked else (output.images,)
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Options of the progress bar, as tqdm takes them; `disable=True` turns it off."""
+        self._progress = options
+
+    # --- loading, saving, switching --------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        torch_dtype: Any = None,
+        dtype: Any = None,
+        device_map: Any = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **parts: Any,
+    ) -> Self:
+        """Load a checkpoint from a folder, the Hub, or the package.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a repository such as "stabilityai/sdxl-turbo", or a shipped model.
+            torch_dtype: precision of the networks: a torch.dtype, its name, "auto" (as stored) or a dict by component
+                with "default". The default is float32.
+            dtype: the same by its newer name.
+            device_map: a device, "balanced" (spread over the GPUs), or a dict by component. The default is the CPU.
+            variant: such as "fp16": which of several sets of weights to take.
+            use_safetensors: False to also take pickled weights (read with `weights_only=True`).
+            revision: branch, tag or commit of the repository.
+            token: of the Hub; True takes the stored one.
+            cache_dir: where downloads are kept.
+            local_files_only: use only what is in the cache.
+            force_download: download again.
+            parts: components and settings that replace the checkpoint's.
+
+        Raises:
+            CheckpointError: if the checkpoint is missing, incomplete or damaged.
+            ValueError: if the class does not fit the checkpoint.
+        """
+        _refuse_keywords(parts)
+        if torch_dtype is not None and dtype is not None and torch_dtype != dtype:
+            raise ValueError(f"torch_dtype={torch_dtype} and dtype={dtype} contradict each other; pass one of them.")
+        fetch = dict(
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            variant=variant,
+            use_safetensors=use_safetensors is not False,
+        )
+        folder = locate(pretrained_model_name_or_path, only=lambda index: _wanted(index, parts), **fetch)
+        index = read_index(folder)
+        target = cls._target(index.class_name)
+        _check_names(target, parts)
+        loaded = load_components(
+            folder,
+            index,
+            target.family.slots,
+            parts,
+            dtype=dtype if torch_dtype is None else torch_dtype,
+            device_map=device_map,
+            variant=variant,
+            use_safetensors=use_safetensors is not False,
+        )
+        stored = {name: value for name, value in index.settings.items() if name in target.family.settings}
+        settings = stored | {name: value for name, value in parts.items() if name in target.family.settings}
+        return target(**target.family.adopt(loaded), **settings, _name_or_path=str(pretrained_model_name_or_path))  # type: ignore[return-value]
+
+    @classmethod
+    def _target(cls, class_name: str) -> type[DiffusionPipeline]:
+        """The class to make: this one, or for DiffusionPipeline itself the one that the checkpoint names."""
+        if cls is not DiffusionPipeline:
+            return cls
+        found = names.find(class_name)
+        if found is None or not found.row.built:
+            what = "is not built in this version" if found else "is not a pipeline that autopipeline knows"
+            raise ValueError(f"The checkpoint is a {class_name}, which {what}; there are {', '.join(names.built())}.")
+        return pipeline_class(found)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **parts: Any) -> Self:
+        """The same components as another class; nothing is copied, moved or converted.
+
+        `parts` replace components or settings.
+        """
+        target = type(pipeline) if cls is DiffusionPipeline else cls
+        _check_names(target, parts)
+        shared = {name: part for name, part in pipeline.components.items() if name in target.family.slots}
+        settings = {name: value for name, value in pipeline._settings.items() if name in target.family.settings}
+        made = target(**{**shared, **settings, **parts}, _name_or_path=pipeline._name_or_path)
+        made._progress = dict(pipeline._progress)
+        return made  # type: ignore[return-value]
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, variant: str | None = None, max_shard_size: int | str = "10GB"
+    ) -> None:
+        """Write the checkpoint as a folder; everything is written beside it first, so that nothing is left half-done."""
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file; save_pretrained needs a folder.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for name, part in self.components.items():
+                if isinstance(part, torch.nn.Module):
+                    part.save_pretrained(work / name, variant=variant, max_shard_size=max_shard_size)  # type: ignore[operator]
+                elif part is not None:
+                    part.save_pretrained(work / name)
+            saved = {key: value for key, value in self.config.items() if key != "_name_or_path"}
+            (work / "model_index.json").write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", "utf-8")
+            folder.mkdir(exist_ok=True)
+            for item in sorted(work.iterdir(), key=lambda item: item.is_file()):  # model_index.json last
+                _replace(item, folder / item.name)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or convert all networks in place: `to("cuda")`, `to(torch.float16)`, `to("cuda", torch.float16)`."""
+        device, dtype = _destination(args, kwargs)
+        for network in self._networks():
+            network.to(device=device, dtype=dtype)
+        return self
+
+
+def _tensor_names(args: Mapping[str, Any]) -> list[str]:
+    """The tensors that the callback wants: its own list where it has one."""
+    own = getattr(args["callback_on_step_end"], "tensor_inputs", None)
+    return list(own if own is not None else args["callback_on_step_end_tensor_inputs"])
+
+
+def _preview(space: Any, x0: Tensor) -> list[Image.Image]:
+    with torch.no_grad():
+        return images.to_output(space.preview(x0), "pil", None)
+
+
+def _joined(outputs: list[Output]) -> Output:
+    if len(outputs) == 1:
+        return outputs[0]
+    shown = [output.images for output in outputs]
+    flags = [flag for output in outputs for flag in output.nsfw_content_detected or []]
+    if all(isinstance(each, Tensor) for each in shown):
+        same = len({each.shape[1:] for each in shown}) == 1
+        return Output(torch.cat(shown) if same else shown, flags or None)
+    if all(hasattr(each, "dtype") for each in shown):
+        import numpy as np
+
+        same = len({each.shape[1:] for each in shown}) == 1
+        return Output(np.concatenate(shown) if same else shown, flags or None)
+    return Output([picture for each in shown for picture in each], flags or None)
+
+
+def _entry(family: Family, name: str, part: Any) -> list[str | None]:
+    """The [library, class] pair of a component, as model_index.json has it."""
+    if part is None:
+        return [None, None]
+    class_name = type(part).__name__
+    if class_name == "StableDiffusionSafetyChecker":
+        return ["stable_diffusion", class_name]
+    return ["transformers" if class_name.startswith("CLIP") else "diffusers", class_name]
+
+
+def _wanted(index: Any, parts: Mapping[str, Any]) -> set[str]:
+    """The components to fetch: those that the class needs and the caller does not bring."""
+    found = names.find(index.class_name)
+    able = set(families.load(found.row.family).slots) if found and found.row.built else set(index.components)
+    return {name for name, entry in index.components.items() if entry and name in able and name not in parts}
+
+
+def _refuse_keywords(parts: dict[str, Any]) -> None:
+    for name in HARMLESS & set(parts):
+        value = parts.pop(name)
+        if value and name in ("trust_remote_code", "custom_pipeline", "add_watermarker"):
+            raise ValueError(f"{name}={value!r} is not supported: no code from checkpoints is run, no mark is put in.")
+
+
+def _check_names(target: type[DiffusionPipeline], parts: Mapping[str, Any]) -> None:
+    known = [*target.family.slots, *target.family.settings]
+    for name in parts:
+        if name not in known:
+            raise TypeError(f"{target.__name__} has no component or setting {name!r}{nearest(name, known)}.")
+
+
+def _replace(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    source.replace(target)
+
+
+def _destination(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.device | None, torch.dtype | None]:
+    device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
+    if kwargs:
+        raise TypeError(f"to() has no parameter {next(iter(kwargs))!r}{nearest(next(iter(kwargs)), ('device', 'dtype'))}.")
+    for arg in args:
+        if isinstance(arg, torch.dtype):
+            dtype = arg
+        else:
+            device = arg
+    return None if device is None else torch.device(device), dtype
+
+
+_CLASSES: dict[str, type[DiffusionPipeline]] = {}
+_LOCK = threading.Lock()
+
+
+def pipeline_class(coordinates: Coordinates) -> type[DiffusionPipeline]:
+    """The public class at these coordinates, made once."""
+    row, task = coordinates.row, coordinates.task
+    name = row.classes[task]
+    with _LOCK:
+        if name not in _CLASSES:
+            _CLASSES[name] = _make(name, coordinates)
+    return _CLASSES[name]
+
+
+def _make(name: str, coordinates: Coordinates) -> type[DiffusionPipeline]:
+    family = families.load(coordinates.row.family)
+
+    def __call__(self: DiffusionPipeline, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        return DiffusionPipeline.__call__(self, *args, **kwargs)
+
+    __call__.__doc__ = DiffusionPipeline.__call__.__doc__
+    __call__.__signature__ = signature(family, coordinates.task)  # type: ignore[attr-defined]
+    body = {
+        "coordinates": coordinates,
+        "family": family,
+        "__call__": __call__,
+        "__module__": "autopipeline",
+        "__doc__": f"{names.NOUNS[coordinates.task].capitalize()} with a {coordinates.row.key} checkpoint.",
+    }
+    return type(name, (DiffusionPipeline,), body)
+

@@ -1,0 +1,88 @@
+"""From what callers write to rows of conditioning; what they get wrong is said in one sentence."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def count(args: Mapping[str, Any]) -> int:
+    """How many prompts a call has."""
+    prompt, embeds = args.get("prompt"), args.get("prompt_embeds")
+    if prompt is None and embeds is None:
+        raise ValueError("A prompt is needed: pass prompt= (or prompt_embeds=).")
+    if prompt is not None and embeds is not None:
+        raise ValueError("Pass either prompt or prompt_embeds, not both.")
+    if prompt is None:
+        return len(embeds)
+    if not isinstance(prompt, str | list | tuple):
+        raise TypeError(f"prompt has to be a string or a list of strings, not {type(prompt).__name__}.")
+    return 1 if isinstance(prompt, str) else len(prompt)
+
+
+def check(args: Mapping[str, Any]) -> None:
+    """Refuse prompts and embeddings that contradict each other."""
+    prompts = count(args)
+    if not prompts:
+        raise ValueError("The list of prompts is empty.")
+    for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+        value = args.get(name)
+        if value is None:
+            continue
+        if args.get("negative_prompt_embeds" if name.startswith("neg") else "prompt_embeds") is not None:
+            raise ValueError(f"Pass either {name} or its embeddings, not both.")
+        rows(value, prompts, name)
+    positive, negative = args.get("prompt_embeds"), args.get("negative_prompt_embeds")
+    if positive is not None and negative is not None and positive.shape != negative.shape:
+        raise ValueError(
+            f"prompt_embeds {tuple(positive.shape)} and negative_prompt_embeds {tuple(negative.shape)} must have one shape."
+        )
+
+
+def check_pooled(args: Mapping[str, Any]) -> None:
+    """Embeddings of two-encoder families come with their pooled form."""
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        pooled = name.replace("prompt", "pooled_prompt")
+        if args.get(name) is not None and args.get(pooled) is None:
+            raise ValueError(f"{name} needs {pooled} beside it.")
+
+
+def rows(value: Any, prompts: int, name: str) -> list[str]:
+    """One string for each prompt."""
+    texts = [value] * prompts if isinstance(value, str) else list(value)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} has to be a string or a list of strings.")
+    if len(texts) != prompts:
+        raise ValueError(f"{name} has {len(texts)} entries for {prompts} prompts; give one, or one for each prompt.")
+    return texts
+
+
+def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
+    """Token ids (B, L); a text that does not fit is cut, with a warning that shows what is lost."""
+    for text in texts:
+        lost = tokenizer.cut(text)
+        if lost:
+            warnings.warn(
+                f"The prompt is longer than the {tokenizer.model_max_length} tokens that the text encoder reads; "
+                f"this part is cut: {lost!r}",
+                stacklevel=2,
+            )
+    return tokenizer(texts)
+
+
+def each(x: Tensor, times: int) -> Tensor:
+    """Repeat every row: a a b b."""
+    return x.repeat_interleave(times, dim=0) if times > 1 else x
+
+
+def finite(x: Tensor, component: str) -> Tensor:
+    """X itself; raises NotFiniteError, naming the component, where it isn't finite."""
+    from autopipeline.errors import NotFiniteError
+
+    if not torch.isfinite(x).all():
+        raise NotFiniteError(f"The {component} gave NaN or infinity for the prompt.")
+    return x

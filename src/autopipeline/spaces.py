@@ -1,0 +1,137 @@
+"""The layout of x: sizes, noise shapes, and the way from pictures to x and back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autopipeline import images
+from autopipeline.errors import NotFiniteError
+from autopipeline.stage import Random, Run
+
+
+class Space(Protocol):
+    """Where x lives."""
+
+    @property
+    def channels(self) -> int:
+        """Channels of x."""
+        ...
+
+    def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
+        """The shape of x for pictures of height x width pixels."""
+        ...
+
+    def pixels(self, run: Run, image: Any) -> Tensor:
+        """The caller's pictures as (B, 3, H, W) in -1..1; what has the channels of x already is left alone."""
+        ...
+
+    def masked_pixels(self, run: Run) -> tuple[Tensor, Tensor]:
+        """The caller's `image` and `mask_image`, of one size: (B, 3, H, W) in -1..1 and (B, 1, H, W), 0 or 1."""
+        ...
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """A mask of the size of x."""
+        ...
+
+    def encode(self, pixels: Tensor, random: Random, plain: bool = False) -> Tensor:
+        """Pictures to x; `plain` leaves out the statistics that some autoencoders give."""
+        ...
+
+    def decode(self, x: Tensor) -> Tensor:
+        """X to pictures, about -1..1."""
+        ...
+
+
+class LatentSpace(NamedTuple):
+    """The latents of an autoencoder."""
+
+    vae: Any  # AutoencoderKL or AutoencoderTiny
+    upcast: bool = False  # compute in float32 where the autoencoder asks for it (`force_upcast`)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the picture for each latent, along one side."""
+        return factor(self.vae)
+
+    def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
+        """(B, C, H / factor, W / factor)."""
+        return run.batch, self.channels, height // self.factor, width // self.factor
+
+    def pixels(self, run: Run, image: Any) -> Tensor:
+        """Pictures of any kind; sizes are rounded down to multiples of the factor."""
+        if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == self.channels:
+            return image.float()
+        return images.pixels(image, multiple=self.factor)
+
+    def masked_pixels(self, run: Run) -> tuple[Tensor, Tensor]:
+        """Picture and mask, both cropped around the mask if `padding_mask_crop` is given, at the size of the result."""
+        height, width, image = run["height"], run["width"], run["image"]
+        box = crop_box(run)
+        fit = {"crop": box, "fill": box is not None, "multiple": self.factor}
+        latents = isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == self.channels
+        pixels = image.float() if latents else images.pixels(image, height, width, **fit)
+        return pixels, images.pixels(run["mask_image"], height, width, signed=False, grey=True, binary=True, **fit)
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """Nearest neighbours at the size of the latents."""
+        return functional.interpolate(mask, size=(mask.shape[-2] // self.factor, mask.shape[-1] // self.factor))
+
+    def encode(self, pixels: Tensor, random: Random, plain: bool = False) -> Tensor:
+        """A sample of the posterior (with its draw), scaled; an autoencoder without doubt gives its one answer."""
+        vae = self._computing(always=True)
+        posterior = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
+        x = posterior.mode() if posterior.std is None else posterior.sample(random.like(posterior.mean))
+        mean, std = (None, None) if plain else self._statistics(x)
+        scale = self.vae.config.scaling_factor
+        return x * scale if mean is None else (x - mean) * scale / std
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Pictures; raises NotFiniteError, naming the autoencoder, where they are not finite."""
+        vae = self._computing()
+        mean, std = self._statistics(x)
+        scale = self.vae.config.scaling_factor
+        z = x / scale if mean is None else x * std / scale + mean
+        pictures = vae.decode(z.to(device=vae.device, dtype=vae.dtype))
+        if not torch.isfinite(pictures).all():
+            raise NotFiniteError("The vae gave NaN or infinity while decoding; float16 is too narrow for some of them.")
+        return pictures
+
+    def preview(self, x0: Tensor) -> Tensor:
+        """A cheap look at the pictures: latents averaged to at most 16 a side, then decoded."""
+        window = max(1, -(-max(x0.shape[-2:]) // 16))
+        return self.decode(functional.avg_pool2d(x0, window, ceil_mode=True))
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        config = self.vae.config
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return None, None
+        return x.new_tensor(mean).view(1, -1, 1, 1), x.new_tensor(std).view(1, -1, 1, 1)
+
+    def _computing(self, always: bool = False) -> Any:
+        """The autoencoder, or a float32 copy of it: the one that others may be using is not touched."""
+        narrow = self.vae.dtype == torch.float16 or (always and self.vae.dtype != torch.float32)
+        if self.upcast and narrow and self.vae.config.get("force_upcast", False):
+            return copy.deepcopy(self.vae).float()
+        return self.vae
+
+
+def factor(vae: Any) -> int:
+    """Pixels of the picture for each latent, along one side; 8 without an autoencoder."""
+    return 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+
+
+def crop_box(run: Run) -> tuple[int, int, int, int] | None:
+    """The part of the picture that `padding_mask_crop` selects: left, top, right, bottom in pixels."""
+    pad = run.get("padding_mask_crop")
+    return None if pad is None else images.crop_region(run["mask_image"], run["width"], run["height"], pad)

@@ -1,0 +1,196 @@
+"""The small types that everything else is made of: what one denoising problem is, and what one generation owns."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from autopipeline.guidance import Guidance
+    from autopipeline.schedulers import Grid, Scheduler, Solver
+    from autopipeline.spaces import Space
+
+Cond = dict[str, Tensor]
+"""Conditioning, keyed by the network's own argument names; the rows are branch-major: all of the first, all of the second."""
+
+
+class Pred(NamedTuple):
+    """What a network says about x; some (DeepFloyd IF, Kandinsky 2) learn the variance of the step as well."""
+
+    mean: Tensor  # (R, C, H, W)
+    variance: Tensor | None = None
+
+
+Predict = Callable[[Tensor, Tensor, Cond], Pred]
+
+
+class Ask(NamedTuple):
+    """The loop's question: the network's output for x at t, once for each conditioning branch."""
+
+    x: Tensor  # (B, C, H, W), as the network takes it
+    t: Tensor  # (B,)
+    cond: Cond  # rows: len(branches) * B
+    branches: tuple[str, ...]
+    predict: Predict
+    network: torch.nn.Module  # asks with the same network and shapes can be answered in one pass
+
+
+class Step(NamedTuple):
+    """The loop's report after each step; the driver may answer with tensors to go on with, by name."""
+
+    stage: str
+    index: int  # from 0
+    total: int
+    timestep: Tensor  # ()
+    tensors: dict[str, Tensor]  # "latents", "prompt_embeds" ...: by the names that callbacks know
+    x0: Tensor  # the picture that the network has in mind at this step, in the same space as the latents
+
+
+Answer = Sequence[Pred] | Mapping[str, Tensor] | None
+Loop = Generator[Ask | Step, Answer, Tensor]
+
+
+class Random:
+    """Standard-normal draws, from no generator (torch's global one), one generator, or one for each picture.
+
+    With a list, every draw is made picture by picture, so that a picture does not depend on its neighbours.
+    """
+
+    def __init__(self, generator: torch.Generator | list[torch.Generator] | None, batch: int) -> None:
+        if isinstance(generator, list) and len(generator) != batch:
+            raise ValueError(
+                f"{len(generator)} generators were given for {batch} pictures; give one, or one for each picture."
+            )
+        self.generator = generator
+
+    def normal(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Noise of `shape`, drawn where the generator lives and moved to `device`."""
+        if isinstance(self.generator, list):
+            rows = [self._draw((1, *shape[1:]), g, dtype, device) for g in self.generator]
+            return torch.cat(rows)
+        return self._draw(shape, self.generator, dtype, device)
+
+    def like(self, x: Tensor) -> Tensor:
+        """Noise with the shape, dtype and device of x."""
+        return self.normal(x.shape, dtype=x.dtype, device=x.device)
+
+    @staticmethod
+    def _draw(
+        shape: Sequence[int], generator: torch.Generator | None, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        home = generator.device if generator is not None else device
+        return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=home).to(device)
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that one generation owns: its arguments, its random numbers, whether it was cancelled."""
+
+    args: Mapping[str, Any]
+    settings: Mapping[str, Any]  # of the pipeline, such as `force_zeros_for_empty_prompt`
+    prompts: int
+    batch: int  # pictures: prompts * num_images_per_prompt
+    random: Random
+    guidance_scale: float = 1.0  # a callback may change it while the run goes on
+    interrupted: bool = False  # stop denoising, decode what there is
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument, or `default` where the task has no such parameter."""
+        return self.args.get(name, default)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One denoising problem, made for one run from the pipeline's components."""
+
+    name: str  # the component that denoises, such as "unet"
+    network: torch.nn.Module
+    space: Space
+    scheduler: Scheduler
+    dtype: torch.dtype  # of x
+    schedule: Callable[[Run], Grid]
+    condition: Callable[[Run, Tensor], Cond]  # rows for all branches; x tells the size
+    guide: Callable[[Run], Guidance]
+    predict: Predict
+    emit: Callable[[Tensor, Tensor], Tensor] = lambda x, x0: x  # what leaves the stage
+    public: Mapping[str, str] = field(default_factory=dict[str, str])  # callbacks' names of conditioning entries
+
+    @property
+    def device(self) -> torch.device:
+        """Where x lives: with the network."""
+        return next(self.network.parameters()).device
+
+
+class BoundTask(Protocol):
+    """A task at work in one run."""
+
+    def begin(self, solver: Solver, grid: Grid) -> Tensor:
+        """The first x."""
+        ...
+
+    def condition(self) -> Cond:
+        """Entries that the task adds to the conditioning; one row a picture."""
+        ...
+
+    def keep(self, x: Tensor, solver: Solver, i: int, last: bool) -> Tensor:
+        """What is kept of x after the step to grid index i."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What callbacks may see and replace, by name; replaced ones come back through `replace`."""
+        ...
+
+    def replace(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what a callback gave back."""
+        ...
+
+
+Task = Callable[[Stage, Run], BoundTask]
+
+
+class Slot(NamedTuple):
+    """A component that a family expects: the classes it may have, by the names in model_index.json."""
+
+    classes: tuple[str, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRow:
+    """A task of a family: what does it, and its call parameters with their defaults."""
+
+    task: Task
+    params: Mapping[str, Any]
+    tensors: tuple[str, ...] = ("latents",)  # what a callback may ask for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A name row, its components, its tasks, and how components become stages."""
+
+    key: str
+    stem: str
+    slots: Mapping[str, Slot]
+    settings: Mapping[str, Any]
+    tasks: Mapping[str, TaskRow]
+    stages: Callable[[Mapping[str, Any], Run], tuple[Stage, ...]]
+    finish: Callable[[Mapping[str, Any], Run, Tensor], Finished]
+    size: Callable[[Mapping[str, Any]], tuple[int, int]]  # default height and width in pixels
+    check: Callable[[Mapping[str, Any], Mapping[str, Any]], None] = lambda components, args: None
+    adopt: Callable[[dict[str, Any]], dict[str, Any]] = lambda components: components  # mends old checkpoints
+
+
+class Finished(NamedTuple):
+    """Pictures in -1..1, and for each whether a safety checker objected (None: nobody looked)."""
+
+    pictures: Tensor  # (B, 3, H, W)
+    flagged: list[bool] | None = None

@@ -1,0 +1,45 @@
+"""Shared fixtures: tiny checkpoints, made once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "0")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest  # noqa: E402
+import tiny  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+BUILDERS: dict[str, Callable[[Path], Path]] = {
+    "sd": tiny.stable_diffusion,
+    "sd-v": lambda folder: tiny.stable_diffusion(
+        folder,
+        scheduler=(
+            "DDIMScheduler",
+            dict(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+        ),
+    ),
+    "sd-9": lambda folder: tiny.stable_diffusion(folder, in_channels=9),
+    "xl": tiny.stable_diffusion_xl,
+    "xl-9": lambda folder: tiny.stable_diffusion_xl(folder, in_channels=9),
+    "lcm": tiny.lcm,
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint, by name."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = BUILDERS[name](tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get

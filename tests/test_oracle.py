@@ -1,0 +1,159 @@
+"""The pictures of the peer: same checkpoint, same call, same seed. Built on the spot, compared in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import autopipeline as ap
+
+TOLERANCE = 2e-3
+AUTO = {
+    "text2image": "AutoPipelineForText2Image",
+    "image2image": "AutoPipelineForImage2Image",
+    "inpaint": "AutoPipelineForInpainting",
+}
+GENTLE = dict(strength=0.6, num_inference_steps=6)
+EMBEDS = dict(prompt=None, prompt_embeds=(1, 77, 24), negative_prompt_embeds=(1, 77, 24))
+XL_EMBEDS = dict(
+    prompt=None,
+    prompt_embeds=(1, 77, 48),
+    negative_prompt_embeds=(1, 77, 48),
+    pooled_prompt_embeds=(1, 24),
+    negative_pooled_prompt_embeds=(1, 24),
+)
+MICRO = dict(original_size=(32, 48), crops_coords_top_left=(5, 9), target_size=(64, 72))
+NEGATIVE_MICRO = dict(negative_original_size=(24, 32), negative_crops_coords_top_left=(3, 1), negative_target_size=(72, 56))
+CROP = dict(padding_mask_crop=4, output_type="pil", image=tiny.photo(120, 90), mask_image=tiny.mask(120, 90))
+
+CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("sd", "text2image", {}),
+    ("sd", "text2image", dict(negative_prompt="sun", num_images_per_prompt=2, guidance_rescale=0.7)),
+    ("sd", "text2image", dict(clip_skip=1, width=96, height=56)),
+    ("sd", "text2image", dict(guidance_scale=1.0, latents=(1, 4, 8, 8))),
+    ("sd", "text2image", EMBEDS),
+    ("sd", "image2image", GENTLE),
+    ("sd", "image2image", GENTLE | dict(image=tiny.photo(70, 101), num_images_per_prompt=2)),
+    ("sd", "inpaint", {}),
+    ("sd", "inpaint", GENTLE | dict(height=96, width=64, negative_prompt="cat")),
+    ("sd", "inpaint", GENTLE | CROP),
+    ("sd-9", "inpaint", {}),
+    ("sd-9", "inpaint", GENTLE),
+    ("sd-v", "text2image", dict(guidance_rescale=0.5)),
+    ("sd-v", "image2image", GENTLE | dict(eta=0.7)),
+    ("lcm", "text2image", dict(guidance_scale=3.0)),
+    ("lcm", "image2image", dict(original_inference_steps=20)),
+    ("xl", "text2image", {}),
+    ("xl", "text2image", dict(prompt_2="sun", negative_prompt="cat", negative_prompt_2="sun", clip_skip=1)),
+    ("xl", "text2image", MICRO | NEGATIVE_MICRO | dict(num_images_per_prompt=2)),
+    ("xl", "text2image", XL_EMBEDS | dict(denoising_end=0.6, output_type="latent")),
+    ("xl", "image2image", GENTLE),
+    ("xl", "image2image", MICRO | NEGATIVE_MICRO | GENTLE | dict(guidance_rescale=0.7)),
+    ("xl", "image2image", dict(image=(1, 4, 16, 16), denoising_start=0.5, denoising_end=0.9, num_inference_steps=8)),
+    ("xl", "inpaint", {}),
+    ("xl", "inpaint", GENTLE | CROP),
+    ("xl-9", "inpaint", dict(strength=0.99)),
+]
+
+
+@pytest.fixture(scope="module")
+def pair(checkpoint: Callable[[str], Path]) -> Any:
+    @cache
+    def load(name: str, task: str) -> tuple[Any, Any]:
+        loaded = [getattr(lib, AUTO[task]).from_pretrained(checkpoint(name)) for lib in (diffusers, ap)]
+        for pipe in loaded:
+            pipe.set_progress_bar_config(disable=True)
+        peer = loaded[0]
+        if not hasattr(peer.text_encoder, "text_model"):  # where the peer looks for it when clip_skip is given
+            object.__setattr__(peer.text_encoder, "text_model", peer.text_encoder)
+        return loaded[0], loaded[1]
+
+    return load
+
+
+def draw(value: Any) -> Any:
+    """Shapes in CASES stand for random tensors."""
+    if isinstance(value, tuple) and len(value) > 2 or isinstance(value, tuple) and value[0] == 1:
+        return torch.randn(value, generator=torch.Generator().manual_seed(len(value)))
+    return value
+
+
+def picture(pipe: Any, task: str, changes: dict[str, Any]) -> np.ndarray:
+    call = dict(prompt="a red cat, sun", num_inference_steps=4, output_type="np") | tiny.inputs(task)
+    call |= {name: draw(value) for name, value in changes.items()}
+    out = pipe(**call, generator=torch.Generator().manual_seed(3)).images
+    if isinstance(out, torch.Tensor):
+        return out.numpy()
+    return out if isinstance(out, np.ndarray) else np.stack([np.asarray(p, np.float32) / 255 for p in out])
+
+
+@pytest.mark.parametrize(("name", "task", "changes"), CASES)
+def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict[str, Any]) -> None:
+    peer, ours = pair(name, task)
+    assert type(ours).__name__ == type(peer).__name__
+    expected, actual = picture(peer, task, changes), picture(ours, task, changes)
+    assert actual.shape == expected.shape
+    level = 1 / 255 if changes.get("output_type") == "pil" else 0
+    assert np.abs(actual - expected).max() <= level + TOLERANCE * max(1, np.abs(expected).max())
+    assert expected.std() > 0.01
+
+
+@pytest.mark.parametrize("name", ["sd", "xl", "lcm"])
+def test_callbacks_see_and_change_the_same(pair: Any, name: str) -> None:
+    traces: list[list[Any]] = []
+    results = []
+    for pipe in pair(name, "text2image"):
+        trace: list[Any] = []
+
+        def fade(pipe: Any, step: int, t: Any, tensors: dict[str, Any], trace: list[Any] = trace) -> dict[str, Any]:
+            shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+            trace.append((int(step), float(t), shapes))
+            return {"latents": tensors["latents"] * 0.9}
+
+        results.append(
+            picture(pipe, "text2image", dict(callback_on_step_end=fade, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"]))
+        )
+        traces.append(trace)
+    assert traces[0] == traces[1]
+    assert np.abs(results[0] - results[1]).max() <= TOLERANCE
+
+
+def test_interrupting_keeps_what_there_is(pair: Any) -> None:
+    def stop(pipe: Any, step: int, t: Any, tensors: Any) -> dict[str, Any]:
+        pipe._interrupt = step >= 1
+        return {}
+
+    peer, ours = (picture(pipe, "text2image", dict(callback_on_step_end=stop)) for pipe in pair("sd", "text2image"))
+    assert np.abs(peer - ours).max() <= TOLERANCE
+    assert not hasattr(pair("sd", "text2image")[1], "_interrupt")
+
+
+def test_ending_the_guidance_from_a_callback(pair: Any) -> None:
+    def end(pipe: Any, step: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
+        return tensors
+
+    options = dict(callback_on_step_end=end, callback_on_step_end_tensor_inputs=["prompt_embeds"])
+    peer, ours = (picture(pipe, "text2image", options) for pipe in pair("sd", "text2image"))
+    assert np.abs(peer - ours).max() <= TOLERANCE
+
+
+def test_swapping_the_scheduler(pair: Any) -> None:
+    for name in ("DDIM", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep"):
+        results = []
+        for lib, pipe in zip((diffusers, ap), pair("sd", "text2image"), strict=True):
+            before = pipe.scheduler
+            pipe.scheduler = getattr(lib, f"{name}Scheduler").from_config(pipe.scheduler.config)
+            results.append(picture(pipe, "text2image", {}))
+            pipe.scheduler = before
+        assert np.abs(results[0] - results[1]).max() <= TOLERANCE

@@ -1,0 +1,137 @@
+"""Which class a checkpoint leads to: the statements that must hold to the letter, the whole table, odd real files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers.pipelines import auto_pipeline
+
+import autopipeline as ap
+from autopipeline import names
+
+MAPPINGS = {
+    "text2image": auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+    "image2image": auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    "inpaint": auto_pipeline.AUTO_INPAINT_PIPELINES_MAPPING,
+}
+DECODERS = {
+    "text2image": auto_pipeline._AUTO_TEXT2IMAGE_DECODER_PIPELINES_MAPPING,
+    "image2image": auto_pipeline._AUTO_IMAGE2IMAGE_DECODER_PIPELINES_MAPPING,
+    "inpaint": auto_pipeline._AUTO_INPAINT_DECODER_PIPELINES_MAPPING,
+}
+CLASSES = sorted({cls.__name__ for table in (MAPPINGS, DECODERS) for rows in table.values() for cls in rows.values()})
+
+
+@pytest.mark.parametrize("task", list(MAPPINGS))
+def test_every_row_of_the_mapping(task: str) -> None:
+    ours = {row.key: row.classes[task] for row in names.rows() if task in row.classes}
+    assert ours == {key: cls.__name__ for key, cls in MAPPINGS[task].items()}
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
+@pytest.mark.parametrize("task", list(MAPPINGS))
+def test_every_class_leads_where_the_peer_goes(class_name: str, task: str) -> None:
+    try:
+        expected = auto_pipeline._get_task_class(MAPPINGS[task], class_name).__name__
+    except ValueError as error:
+        with pytest.raises(ValueError) as raised:
+            names.select(class_name, task)
+        assert str(raised.value).splitlines()[0] == str(error)
+    else:
+        chosen = names.select(class_name, task)
+        assert chosen.row.classes[task] == expected
+
+
+def index(folder: Path, **entries: Any) -> Path:
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / "model_index.json").write_text(json.dumps(entries), "utf-8")
+    return folder
+
+
+def test_image_to_image_of_an_xl_checkpoint(checkpoint: Callable[[str], Path]) -> None:
+    pipe = ap.AutoPipelineForImage2Image.from_pretrained(checkpoint("xl"), torch_dtype=torch.bfloat16, device_map="cpu")
+    assert type(pipe).__name__ == "StableDiffusionXLImg2ImgPipeline"
+    assert type(pipe) is ap.StableDiffusionXLImg2ImgPipeline
+    assert pipe.dtype == torch.bfloat16
+    shown = repr(pipe)
+    assert shown.startswith("StableDiffusionXLImg2ImgPipeline {\n")
+    assert '\n  "_class_name": "StableDiffusionXLImg2ImgPipeline",\n' in shown
+
+
+def test_printed_as_the_peer_prints(checkpoint: Callable[[str], Path]) -> None:
+    peer = diffusers.AutoPipelineForImage2Image.from_pretrained(checkpoint("xl"))
+    ours = ap.AutoPipelineForImage2Image.from_pretrained(checkpoint("xl"))
+    assert json.loads(repr(ours).partition(" ")[2]) == json.loads(repr(peer).partition(" ")[2])
+    assert repr(ours) == repr(peer)
+
+
+def test_the_model_only_class(checkpoint: Callable[[str], Path]) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint("xl"))
+    assert type(pipe) is ap.StableDiffusionXLPipeline
+    assert pipe.tasks() == ("text2image", "image2image", "inpaint")
+
+
+def test_shap_e_is_refused_in_the_known_words(tmp_path: Path) -> None:
+    folder = index(tmp_path / "shap-e", _class_name="ShapEImg2ImgPipeline", image_encoder=["transformers", "X"])
+    (folder / "image_encoder").mkdir()
+    with pytest.raises(ValueError) as raised:
+        ap.AutoPipelineForImage2Image.from_pretrained(folder, torch_dtype=torch.float16)
+    first, *rest = str(raised.value).splitlines()
+    assert first == "AutoPipeline can't find a pipeline linked to ShapEImg2ImgPipeline for None"
+    assert any("stable-diffusion-xl" in line for line in rest)
+
+
+def test_wrong_task_says_what_would_work(tmp_path: Path) -> None:
+    folder = index(tmp_path / "lcm", _class_name="LatentConsistencyModelPipeline")
+    with pytest.raises(ValueError) as raised:
+        ap.AutoPipelineForInpainting.from_pretrained(folder)
+    lines = str(raised.value).splitlines()
+    assert lines[0] == "AutoPipeline can't find a pipeline linked to LatentConsistencyModelPipeline for lcm"
+    assert lines[1] == "This checkpoint supports text-to-image, image-to-image, not inpainting."
+    assert lines[2].endswith("stable-diffusion, stable-diffusion-xl.")
+
+
+def test_autos_are_not_instantiable() -> None:
+    for name in ("ForText2Image", "ForImage2Image", "ForInpainting", ""):
+        with pytest.raises(OSError, match="from_pretrained"):
+            getattr(ap, f"AutoPipeline{name}")()
+
+
+def test_a_network_made_for_inpainting_only_inpaints(checkpoint: Callable[[str], Path]) -> None:
+    folder = checkpoint("sd-9")
+    with pytest.raises(ValueError, match="9 channels: it was made for inpainting"):
+        ap.AutoPipelineForText2Image.from_pretrained(folder)
+    assert type(ap.AutoPipeline.from_pretrained(folder)) is ap.StableDiffusionInpaintPipeline
+    explanation = ap.explain(folder, "text2image")
+    assert explanation.class_name is None
+    assert explanation.tasks == ("inpaint",)
+    assert "9 channels" in explanation.why
+
+
+def test_explain_without_weights(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    explanation = ap.explain(checkpoint("xl"), "inpaint")
+    assert explanation.class_name == "StableDiffusionXLInpaintPipeline"
+    assert "model_index.json says StableDiffusionXLPipeline" in str(explanation)
+    flux = ap.explain(index(tmp_path / "flux", _class_name="FluxPipeline"), "image2image")
+    assert flux.class_name is None
+    assert "FluxImg2ImgPipeline" in flux.why
+
+
+def test_the_wild() -> None:
+    """152 real model_index.json files, odd and broken ones included: the peer's class, or an error in our words."""
+    rows = json.loads((Path(__file__).parent / "data" / "wild.json").read_text("utf-8"))
+    assert len(rows) > 100
+    for class_name, task, expected in rows:
+        try:
+            actual = names.select(class_name, task).row.classes[task]
+        except ValueError as error:
+            actual = None
+            assert str(error).startswith("AutoPipeline can't find a pipeline linked to")
+        if expected is not None:
+            assert actual == expected, (class_name, task)

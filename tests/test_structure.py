@@ -1,0 +1,92 @@
+"""The direction of imports, what may be named where, and that nothing heavy is imported early."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import autopipeline as ap
+
+SOURCE = Path(ap.__file__).parent
+ORDER = [
+    {"config", "errors"},
+    {"models", "schedulers"},
+    {"guidance", "images", "prompts", "spaces", "stage", "text"},
+    {"denoise"},
+    {"tasks"},
+    {"families", "shipped"},
+    {"names", "loading"},
+    {"selection"},
+    {"binding"},
+    {"pipeline"},
+    {"auto"},
+    {"recipe"},
+    {"cli", "__init__", "__main__", "stub"},
+]
+RANK = {name: rank for rank, layer in enumerate(ORDER) for name in layer}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the package that a file imports when it is imported (not those inside functions or for typing)."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "autopipeline":
+            tail = node.module.split(".")[1:]
+            found |= {tail[0]} if tail else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = part(path)
+    assert own in RANK, f"{own} has no place in ORDER"
+    for other in imported(path) - {own}:
+        assert RANK[other] <= RANK[own], f"{own} imports {other}"
+    if own in ("models", "schedulers"):
+        assert imported(path) <= {own, "config", "errors"}
+    if own == "tasks":
+        assert not imported(path) & {"families"}
+
+
+def test_no_family_is_named_in_the_core() -> None:
+    for name in ("denoise", "stage", "guidance", "spaces", "binding", "pipeline"):
+        text = (SOURCE / f"{name}.py").read_text("utf-8")
+        tree = ast.parse(text)
+        docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Module)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in docs:
+                assert "diffusion-xl" not in node.value
+                assert node.value not in ("lcm", "stable-diffusion")
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import autopipeline, autopipeline.names, autopipeline.selection, autopipeline.cli, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_pipelines_import_no_transformers(tmp_path: Path) -> None:
+    code = "import autopipeline as ap, sys; ap.StableDiffusionXLPipeline; ap.CLIPTextModel; ap.CLIPTokenizer; print('transformers' in sys.modules, 'diffusers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_every_public_name_is_there() -> None:
+    for name in dir(ap):
+        assert getattr(ap, name) is not None
+    with pytest.raises(AttributeError, match="NoSuchPipeline"):
+        _ = ap.NoSuchPipeline
+
+
+def test_the_type_stub_is_current() -> None:
+    from autopipeline import stub
+
+    assert (SOURCE / "__init__.pyi").read_text("utf-8") == stub.text(), "run `python -m autopipeline.stub`"

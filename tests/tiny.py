@@ -1,0 +1,164 @@
+"""Tiny checkpoints with random weights, saved by the peer in its own layout, for tests to load with both libraries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+UNET = dict(
+    sample_size=8,
+    block_out_channels=(16, 32),
+    layers_per_block=1,
+    norm_num_groups=8,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    cross_attention_dim=24,
+    attention_head_dim=4,
+)
+XL_UNET = UNET | dict(
+    sample_size=16,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    use_linear_projection=True,
+    transformer_layers_per_block=(1, 2),
+    cross_attention_dim=48,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=6 * 8 + 24,
+)
+VAE = dict(
+    sample_size=64,
+    block_out_channels=(8, 8, 16, 16),
+    norm_num_groups=4,
+    latent_channels=4,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+)
+XL_VAE = VAE | dict(
+    block_out_channels=(8, 8, 16),
+    down_block_types=("DownEncoderBlock2D",) * 3,
+    up_block_types=("UpDecoderBlock2D",) * 3,
+    scaling_factor=0.13025,
+)
+BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+
+def redraw(network: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Random weights under which every parameter matters (fresh networks have zeros and ones)."""
+    random = torch.Generator().manual_seed(seed)
+    norms = {f"{name}.weight" for name, part in network.named_modules() if "Norm" in type(part).__name__}
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            noise = torch.randn(weight.shape, generator=random)
+            if weight.ndim < 2:
+                weight.copy_(0.1 * noise + (name in norms))
+            else:
+                weight.copy_(noise / weight[0].numel() ** 0.5)
+    return network.eval()
+
+
+def tokenizer_files(folder: Path) -> Path:
+    """A CLIP tokenizer of single bytes and a few words."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = list(bytes_to_unicode().values())
+    vocab = letters + [f"{letter}</w>" for letter in letters]
+    merges = []
+    for word in ("red", "cat", "sun"):
+        merges += [f"{word[0]} {word[1]}", f"{word[:2]} {word[2]}</w>"]
+        vocab += [word[:2], f"{word}</w>"]
+    vocab += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: k for k, token in enumerate(vocab)}), "utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
+    special = dict(
+        bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+    (folder / "special_tokens_map.json").write_text(json.dumps(special), "utf-8")
+    config = special | dict(tokenizer_class="CLIPTokenizer", model_max_length=77, do_lower_case=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    return folder
+
+
+def text_encoder(seed: int, projection: bool = False, **changes: Any) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    sizes = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, projection_dim=24)
+    config = CLIPTextConfig(vocab_size=520, bos_token_id=518, eos_token_id=2, **sizes | changes)
+    return redraw((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), seed)
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(tokenizer_files(folder / ".tokenizer"))
+
+
+def stable_diffusion(folder: Path, cls: str = "StableDiffusionPipeline", **changes: Any) -> Path:
+    """Stable Diffusion 1 in miniature; `changes` are keys of the U-Net's config, or scheduler=(class, config)."""
+    import diffusers
+
+    name, config = changes.pop("scheduler", ("PNDMScheduler", dict(skip_prk_steps=True, steps_offset=1)))
+    pipe = getattr(diffusers, cls)(
+        unet=redraw(diffusers.UNet2DConditionModel(**UNET | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**VAE), 2),
+        text_encoder=text_encoder(3),
+        tokenizer=_tokenizer(folder),
+        scheduler=getattr(diffusers, name)(**BETAS | config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    tokenizer_files(folder / "tokenizer")
+    return folder
+
+
+def stable_diffusion_xl(folder: Path, cls: str = "StableDiffusionXLPipeline", **changes: Any) -> Path:
+    """Stable Diffusion XL in miniature; `changes` are keys of the U-Net's config."""
+    import diffusers
+
+    pipe = getattr(diffusers, cls)(
+        unet=redraw(diffusers.UNet2DConditionModel(**XL_UNET | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**XL_VAE), 2),
+        text_encoder=text_encoder(3),
+        text_encoder_2=text_encoder(4, projection=True, hidden_act="gelu"),
+        tokenizer=_tokenizer(folder),
+        tokenizer_2=_tokenizer(folder),
+        scheduler=diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+    )
+    pipe.save_pretrained(folder)
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer_files(folder / name)
+    return folder
+
+
+def lcm(folder: Path) -> Path:
+    """A latent consistency model in miniature."""
+    return stable_diffusion(
+        folder, "LatentConsistencyModelPipeline", time_cond_proj_dim=16, scheduler=("LCMScheduler", {})
+    )
+
+
+def photo(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
+    """A picture of smooth colours."""
+    y, x = np.mgrid[0:height, 0:width] / 16
+    waves = np.stack([np.sin(x + seed), np.cos(y - seed), np.sin(x * y / 4)], -1)
+    return Image.fromarray(((waves + 1) * 127).astype(np.uint8))
+
+
+def mask(width: int = 64, height: int = 64) -> Image.Image:
+    """White in the middle."""
+    picture = Image.new("L", (width, height), 0)
+    picture.paste(255, (width // 4, height // 4, width * 3 // 4, height * 3 // 4))
+    return picture
+
+
+def inputs(task: str) -> dict[str, Any]:
+    """What a task needs beside a prompt."""
+    return {"text2image": {}, "image2image": dict(image=photo()), "inpaint": dict(image=photo(), mask_image=mask())}[task]

@@ -1,0 +1,114 @@
+"""Train the autoencoder: 128x128 pictures to 32x32x4 latents whose first three channels stay close to a thumbnail.
+
+    python training/autoencoder.py --out RUN/vae.pt --minutes 9
+
+The run is seeded and resumes from its own file; the learning rate follows the time used, so that it has decayed when time is up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import scenes
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+CONFIG = {
+    "sample_size": 128,
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (16, 32, 64),
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 8,
+    "mid_block_add_attention": False,
+    "scaling_factor": 1.0,
+    "force_upcast": False,
+}
+
+
+def pictures(seed: int, start: int, count: int) -> torch.Tensor:
+    """Pictures number `start`.. of the stream `seed`, (count, 3, 128, 128) in -1..1."""
+    drawn = np.stack([scenes.draw(scenes.sample(seed, i)) for i in range(start, start + count)])
+    return torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def crops(whole: torch.Tensor, rng: np.random.Generator, side: int) -> torch.Tensor:
+    """One crop of each picture; half of them on the latent grid, half anywhere."""
+    if side == scenes.SIDE:
+        return whole
+    step = 4 if rng.random() < 0.5 else 1
+    y, x = (step * rng.integers(0, (scenes.SIDE - side) // step + 1, size=(2, len(whole)))).tolist()
+    return torch.stack([w[:, b : b + side, a : a + side] for w, a, b in zip(whole, x, y, strict=True)])
+
+
+def loss_of(model: torch.nn.Module, x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reconstruction from a slightly noised latent, the thumbnail anchor and a weak pull to unit size; and the plain L1."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        mean = model.encode(x).latent_dist.mean.float()
+        level = 0.12 * torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)
+        noise = torch.randn(mean.shape, generator=generator).to(x.device)
+        y = model.decode(mean + level * noise).sample.float()
+    thumbnail = F.avg_pool2d(x, 4)
+    anchor = F.mse_loss(mean[:, :3], thumbnail)
+    size = (mean[:, 3].pow(2) - 1).relu().mean()
+    l1 = F.l1_loss(y, x)
+    return l1 + 2 * F.mse_loss(y, x) + 1.0 * anchor + 0.1 * size, l1.detach()
+
+
+def train(out: Path, minutes: float, seed: int, device: str, batch: int, lr: float) -> None:
+    torch.manual_seed(seed)
+    model = AutoencoderKL(**CONFIG).to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+    step, used = 0, 0.0
+    if out.exists():
+        saved = torch.load(out, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        step, used = saved["step"], saved["used"]
+    began = saved_at = time.monotonic() - used
+    while (done := (time.monotonic() - began) / (60 * minutes)) < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 50) * max(0.02, 1 - done) ** 0.8
+        side, size = (64, batch) if done < 0.75 else (scenes.SIDE, batch // 4)
+        rng, generator = np.random.default_rng((seed, 1, step)), torch.Generator().manual_seed(seed * 1_000_003 + step)
+        x = crops(pictures(seed, step * batch, size), rng, side).to(device)
+        loss, l1 = loss_of(model, x, generator)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        if step % 50 == 0:
+            print(f"{time.monotonic() - began:.0f} s, step {step}, loss {loss.item():.4f}, l1 {l1.item():.4f}", flush=True)
+        if time.monotonic() - saved_at > 60:
+            save(out, model, optimiser, step, time.monotonic() - began)
+            saved_at = time.monotonic()
+    save(out, model, optimiser, step, time.monotonic() - began)
+
+
+def save(out: Path, model, optimiser, step: int, used: float) -> None:
+    part = out.with_suffix(".part")
+    torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "used": used}, part)
+    part.replace(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    train(args.out, args.minutes, args.seed, args.device, args.batch, args.lr)
+
+
+if __name__ == "__main__":
+    main()

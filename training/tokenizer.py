@@ -1,0 +1,53 @@
+"""Make the CLIP-style tokenizer: every caption word is one token, and any other text still tokenizes, byte by byte.
+
+    python training/tokenizer.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import scenes
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+LENGTH = 40
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, learned from the word list until each word is one token."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
+    tokenizer.train_from_iterator([" ".join(words)], trainer)
+    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's order: bytes, bytes that end a word, merges, then the two special tokens."""
+    merges = _merges([*scenes.words(), ","])
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
+
+
+def write(folder: Path) -> None:
+    """vocab.json, merges.txt and the two settings files, as the peer's CLIPTokenizer reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocab, merges = vocabulary()
+    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": True, "add_prefix_space": False}
+    files = {
+        "vocab.json": json.dumps(vocab, ensure_ascii=False),
+        "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n",
+        "tokenizer_config.json": json.dumps({**settings, **special}, indent=2) + "\n",
+        "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
