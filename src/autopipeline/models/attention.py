@@ -1,0 +1,153 @@
+"""Attention, and the transformer blocks of the U-Nets."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Scaled dot-product attention over (B, heads, L, D); the one place that computes it."""
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def attend_upcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same in float32, for networks whose scores leave the range of half precision."""
+    return attend(q.float(), k.float(), v.float()).to(q.dtype)
+
+
+class Attention(nn.Module):
+    """Queries from x, keys and values from `context` (x itself without one)."""
+
+    def __init__(
+        self, channels: int, heads: int, context: int | None = None, bias: bool = False, upcast: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads, self.upcast = heads, upcast
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(context or channels, channels, bias=bias)
+        self.to_v = nn.Linear(context or channels, channels, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, L, C) to (B, L, C)."""
+        source = x if context is None else context
+        q, k, v = (
+            project(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D)
+            for project, rows in ((self.to_q, x), (self.to_k, source), (self.to_v, source))
+        )
+        mixed = attend_upcast(q, k, v) if self.upcast else attend(q, k, v)
+        return self.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+
+class GatedLinear(nn.Module):
+    """GEGLU (Shazeer 2020)."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., inner)."""
+        value, gate = self.proj(x).chunk(2, -1)
+        return value * functional.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """A gated layer four times as wide, and back."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = 4 * channels
+        self.net = nn.ModuleList([GatedLinear(channels, inner), nn.Identity(), nn.Linear(inner, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C)."""
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention (or attention to the text alone), attention to the text, feed-forward."""
+
+    def __init__(self, channels: int, heads: int, context: int, only_cross: bool, upcast: bool) -> None:
+        super().__init__()
+        self.only_cross = only_cross
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, heads, context if only_cross else None, upcast=upcast)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, heads, context, upcast=upcast)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(B, L, C) with text (B, T, D)."""
+        x = x + self.attn1(self.norm1(x), context if self.only_cross else None)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the places of a feature map."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        layers: int,
+        context: int,
+        *,
+        groups: int,
+        linear: bool,
+        only_cross: bool = False,
+        upcast: bool = False,
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(channels, heads, context, only_cross, upcast) for _ in range(layers)]
+        )
+        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(B, C, H, W) with text (B, T, D)."""
+        height, width = x.shape[-2:]
+        rows = self._in(self.norm(x))
+        for block in self.transformer_blocks:
+            rows = block(rows, context)
+        return x + self._out(rows, height, width)
+
+    def _in(self, x: Tensor) -> Tensor:
+        if self.linear:
+            return self.proj_in(x.flatten(2).transpose(1, 2))  # (B, H * W, C)
+        return self.proj_in(x).flatten(2).transpose(1, 2)
+
+    def _out(self, rows: Tensor, height: int, width: int) -> Tensor:
+        if self.linear:
+            return self.proj_out(rows).transpose(1, 2).unflatten(2, (height, width))
+        return self.proj_out(rows.transpose(1, 2).unflatten(2, (height, width)))
+
+
+class PixelAttention(nn.Module):
+    """Self-attention over the places of a feature map, as autoencoders have it in the middle."""
+
+    def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        rows = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        q, k, v = (
+            project(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        mixed = self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
+        return x + mixed.transpose(1, 2).unflatten(2, x.shape[-2:])
+

@@ -1,0 +1,207 @@
+"""A network from a folder and to a folder: safetensors, mapped into memory, taken without a copy where they fit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from autopipeline.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from autopipeline.models.network import Network
+
+N = TypeVar("N", bound="Network")
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a network's folder."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no config.json.") from None
+    except ValueError:
+        raise CheckpointError(f"{file} is not valid JSON.") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} does not hold an object.")
+    return config
+
+
+def weight_files(folder: Path, stem: str, variant: str | None, use_safetensors: bool) -> list[Path]:
+    """The files that hold the weights: one, or the shards that an index names.
+
+    With a variant that this folder lacks, the plain files; pickled weights only where the caller has opted in.
+    """
+    endings = ["safetensors"] if use_safetensors else ["safetensors", "bin"]
+    stems = [stem, "pytorch_model"] if stem == "model" else [stem]
+    for infix in [f".{variant}", ""] if variant else [""]:
+        for ending in endings:
+            for name in stems:
+                one = folder / f"{name}{infix}.{ending}"
+                if one.is_file():
+                    return [one]
+                for index in (folder / f"{name}.{ending}.index{infix}.json", folder / f"{name}{infix}.{ending}.index.json"):
+                    if index.is_file():
+                        return _shards(index)
+    raise CheckpointError(_nothing(folder, stem))
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        named = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError):
+        raise CheckpointError(f"{index} is not a valid index of shards.") from None
+    for name in named:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names {name}, which is outside its folder.")
+        if not (index.parent / name).is_file():
+            raise CheckpointError(f"{index.parent} lacks {name}, a shard that its index names.")
+    return [index.parent / name for name in named]
+
+
+def _nothing(folder: Path, stem: str) -> str:
+    there = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".safetensors", ".ckpt", ".pt"))
+    if any(name.endswith((".bin", ".ckpt", ".pt")) for name in there) and not any("safetensors" in n for n in there):
+        return (
+            f"{folder} has only pickled weights ({there[0]}), which can hide code; convert them to safetensors, "
+            "or pass use_safetensors=False to read them with weights_only=True."
+        )
+    variants = f"; there are {', '.join(there)}" if there else ""
+    return f"{folder} has no {stem}.safetensors{variants}."
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors of a file, mapped into memory rather than read."""
+    if file.suffix == ".bin":
+        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        yield from state.items()
+        return
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no dict
+                yield name, opened.get_tensor(name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is truncated or damaged: {error}.") from None
+
+
+def fill(
+    network: N,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    variant: str | None,
+    use_safetensors: bool,
+) -> N:
+    """Give a network on the meta device its weights, tensor by tensor, so that no second copy ever stands in memory."""
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    unknown: list[str] = []
+    for file in weight_files(folder, STEMS[network.library], variant, use_safetensors):
+        found: dict[str, Tensor] = {}
+        for key, tensor in _tensors(file):
+            name = network.renamed(key)
+            if name is None:
+                continue
+            if name not in wanted:
+                unknown.append(key)
+                continue
+            found[name] = _fitted(tensor, wanted.pop(name), key, file).to(device=device, dtype=_target(tensor, dtype))
+        network.load_state_dict(found, strict=False, assign=True)
+    if wanted:
+        raise CheckpointError(f"{folder} lacks {_some(list(wanted))}, which its config.json asks for.")
+    if unknown:
+        raise CheckpointError(f"{folder} has {_some(unknown)}, which a {type(network).__name__} has no use for.")
+    _materialize(network, device)
+    return network
+
+
+def _target(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype | None:
+    return dtype if tensor.is_floating_point() else None
+
+
+def _fitted(tensor: Tensor, shape: torch.Size, key: str, file: Path) -> Tensor:
+    if tensor.shape == shape:
+        return tensor
+    if tensor.numel() == shape.numel() and tensor.squeeze().shape == torch.Size(s for s in shape if s != 1):
+        return tensor.reshape(shape)  # old autoencoders keep linear layers as 1x1 convolutions
+    raise CheckpointError(
+        f"{key} in {file} has the shape {tuple(tensor.shape)}, but the config asks for {tuple(shape)}."
+    )
+
+
+def _materialize(network: torch.nn.Module, device: torch.device | str | None) -> None:
+    """Buffers that are not in the checkpoint are computed by their modules, not loaded."""
+    for module in network.modules():
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = module.recompute(name).to(device)  # type: ignore[operator]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more tensors" if len(names) > 3 else shown
+
+
+def write(network: Network, folder: Path, variant: str | None, max_shard_size: int | str) -> None:
+    """config.json and weights, each under a temporary name first, so that nothing half-written is left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    shards = _split(state, _bytes(max_shard_size))
+    stem = STEMS[network.library] + (f".{variant}" if variant else "")
+    if len(shards) == 1:
+        _save(shards[0], folder / f"{stem}.safetensors")
+    else:
+        names = [f"{stem}-{k + 1:05d}-of-{len(shards):05d}.safetensors" for k in range(len(shards))]
+        for name, shard in zip(names, shards, strict=True):
+            _save(shard, folder / name)
+        total = sum(tensor.nbytes for tensor in state.values())
+        where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        infix = f".{variant}" if variant else ""
+        _text(folder / f"{STEMS[network.library]}.safetensors.index{infix}.json", index)
+    _text(folder / "config.json", {"_class_name": type(network).__name__} | dict(network.config))
+
+
+def _split(state: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in state.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _bytes(size: int | str) -> int:
+    if isinstance(size, int):
+        return size
+    for ending, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if size.upper().endswith(ending):
+            return int(float(size[: -len(ending)]) * factor)
+    raise ValueError(f"max_shard_size={size!r} is no size; use for example '5GB' or a number of bytes.")
+
+
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    part = file.with_name(file.name + ".part")
+    try:
+        save_file(tensors, part, metadata={"format": "pt"})
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _text(file: Path, content: dict[str, Any]) -> None:
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+    os.replace(part, file)
