@@ -60,7 +60,9 @@ def test_no_model_index(tmp_path: Path) -> None:
     assert "model_index.json" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "says"), [("{oops", "JSON"), ("[1]", "object"), ('{"unet": ["a", "b"]}', "_class_name")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("{oops", "JSON"), ("[1]", "object"), ('{"unet": ["a", "b"]}', "_class_name")]
+)
 def test_damaged_model_index(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "model_index.json").write_text(text)
     assert says in refusal(tmp_path)
@@ -180,7 +182,11 @@ CALLS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "num_images_per_prompt=0", dict(num_images_per_prompt=0)),
     (ValueError, "num_inference_steps", dict(num_inference_steps=0)),
     (ValueError, "guidance_scale has 3 entries for 2 prompts", dict(prompt=["a", "b"], guidance_scale=[1, 2, 3])),
-    (ValueError, "padding_mask_crop needs output_type='pil'", dict(image=tiny.photo(), mask_image=tiny.mask(), padding_mask_crop=4, output_type="np")),
+    (
+        ValueError,
+        "padding_mask_crop needs output_type='pil'",
+        dict(image=tiny.photo(), mask_image=tiny.mask(), padding_mask_crop=4, output_type="np"),
+    ),
 ]
 
 
@@ -238,7 +244,9 @@ def test_saving_over_a_file_or_into_nothing_leaves_nothing(pipe: Any, tmp_path: 
 
 
 def test_dtypes_by_component(checkpoint: Checkpoint) -> None:
-    half = ap.DiffusionPipeline.from_pretrained(checkpoint("sd"), torch_dtype={"unet": torch.bfloat16, "default": "float32"})
+    half = ap.DiffusionPipeline.from_pretrained(
+        checkpoint("sd"), torch_dtype={"unet": torch.bfloat16, "default": "float32"}
+    )
     assert (half.unet.dtype, half.vae.dtype) == (torch.bfloat16, torch.float32)
     half.set_progress_bar_config(disable=True)
     assert np.isfinite(half("red cat", num_inference_steps=2, output_type="np").images).all()

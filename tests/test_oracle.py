@@ -31,7 +31,9 @@ XL_EMBEDS = dict(
     negative_pooled_prompt_embeds=(1, 24),
 )
 MICRO = dict(original_size=(32, 48), crops_coords_top_left=(5, 9), target_size=(64, 72))
-NEGATIVE_MICRO = dict(negative_original_size=(24, 32), negative_crops_coords_top_left=(3, 1), negative_target_size=(72, 56))
+NEGATIVE_MICRO = dict(
+    negative_original_size=(24, 32), negative_crops_coords_top_left=(3, 1), negative_target_size=(72, 56)
+)
 CROP = dict(padding_mask_crop=4, output_type="pil", image=tiny.photo(120, 90), mask_image=tiny.mask(120, 90))
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -119,7 +121,11 @@ def test_callbacks_see_and_change_the_same(pair: Any, name: str) -> None:
             return {"latents": tensors["latents"] * 0.9}
 
         results.append(
-            picture(pipe, "text2image", dict(callback_on_step_end=fade, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"]))
+            picture(
+                pipe,
+                "text2image",
+                dict(callback_on_step_end=fade, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"]),
+            )
         )
         traces.append(trace)
     assert traces[0] == traces[1]

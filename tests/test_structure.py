@@ -60,7 +60,11 @@ def test_no_family_is_named_in_the_core() -> None:
     for name in ("denoise", "stage", "guidance", "spaces", "binding", "pipeline"):
         text = (SOURCE / f"{name}.py").read_text("utf-8")
         tree = ast.parse(text)
-        docs = {ast.get_docstring(node, clean=False) for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Module)}
+        docs = {
+            ast.get_docstring(node, clean=False)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Module)
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in docs:
                 assert "diffusion-xl" not in node.value

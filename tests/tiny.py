@@ -161,4 +161,6 @@ def mask(width: int = 64, height: int = 64) -> Image.Image:
 
 def inputs(task: str) -> dict[str, Any]:
     """What a task needs beside a prompt."""
-    return {"text2image": {}, "image2image": dict(image=photo()), "inpaint": dict(image=photo(), mask_image=mask())}[task]
+    return {"text2image": {}, "image2image": dict(image=photo()), "inpaint": dict(image=photo(), mask_image=mask())}[
+        task
+    ]

@@ -71,7 +71,9 @@ def bind(family: Family, task: str, class_name: str, given: dict[str, Any]) -> B
     missing = [NAME for NAME in _needed(chosen) if given.get(NAME) is None]
     if missing:
         raise ValueError(f"{NOUNS[chosen].capitalize()} needs {' and '.join(missing)}.")
-    return Bound(chosen, {**params, **OURS, **{name: value for name, value in given.items() if name in params or name in OURS}})
+    return Bound(
+        chosen, {**params, **OURS, **{name: value for name, value in given.items() if name in params or name in OURS}}
+    )
 
 
 def _needed(task: str) -> list[str]:

@@ -193,7 +193,9 @@ def select(class_name: object, task: str, add: Iterable[str] = (), drop: Iterabl
 
 def _unknown(class_name: object, task: str) -> str:
     lines = [f"AutoPipeline can't find a pipeline linked to {class_name} for None"]
-    lines.append("No task: the class is not one that makes pictures from prompts, or one that this version does not know.")
+    lines.append(
+        "No task: the class is not one that makes pictures from prompts, or one that this version does not know."
+    )
     near = difflib.get_close_matches(str(class_name), _by_name(), 1, 0.85)
     if near:
         lines.append(f"The nearest name that is known: {near[0]}.")

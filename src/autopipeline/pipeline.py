@@ -491,7 +491,9 @@ def _replace(source: Path, target: Path) -> None:
 def _destination(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.device | None, torch.dtype | None]:
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
     if kwargs:
-        raise TypeError(f"to() has no parameter {next(iter(kwargs))!r}{nearest(next(iter(kwargs)), ('device', 'dtype'))}.")
+        raise TypeError(
+            f"to() has no parameter {next(iter(kwargs))!r}{nearest(next(iter(kwargs)), ('device', 'dtype'))}."
+        )
     for arg in args:
         if isinstance(arg, torch.dtype):
             dtype = arg
@@ -530,4 +532,3 @@ def _make(name: str, coordinates: Coordinates) -> type[DiffusionPipeline]:
         "__doc__": f"{names.NOUNS[coordinates.task].capitalize()} with a {coordinates.row.key} checkpoint.",
     }
     return type(name, (DiffusionPipeline,), body)
-

@@ -28,9 +28,7 @@ class Explanation:
         return self.why
 
 
-def locate(
-    name: str | Path, *, only: Callable[[ModelIndex], Collection[str]] | None = None, **fetch: Any
-) -> Path:
+def locate(name: str | Path, *, only: Callable[[ModelIndex], Collection[str]] | None = None, **fetch: Any) -> Path:
     """The folder of a checkpoint: a folder as it is, a shipped model, or one fetched from the Hub."""
     if not isinstance(name, str | Path):
         raise TypeError(f"A checkpoint is named by a path or a repository, not by {type(name).__name__}.")

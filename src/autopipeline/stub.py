@@ -16,7 +16,9 @@ from typing import Any
 
 def text() -> str:
     """The whole stub."""
-    lines = [f"from {home} import {name} as {name}" for home, listed in sorted(_HOMES.items()) for name in sorted(listed)]
+    lines = [
+        f"from {home} import {name} as {name}" for home, listed in sorted(_HOMES.items()) for name in sorted(listed)
+    ]
     classes = [_class(name) for name in sorted(names.built())]
     return HEADER + "\n".join(lines) + "\n\n__version__: str\n\n" + "\n".join(classes)
 

@@ -16,7 +16,9 @@ def schedule(scheduler: Scheduler, run: Run, device: Any) -> Grid:
     if timesteps is not None and sigmas is not None:
         raise ValueError("Pass either timesteps or sigmas, not both.")
     own = timesteps is not None or sigmas is not None
-    grid = scheduler.grid(None if own else run["num_inference_steps"], timesteps=timesteps, sigmas=sigmas, device=device)
+    grid = scheduler.grid(
+        None if own else run["num_inference_steps"], timesteps=timesteps, sigmas=sigmas, device=device
+    )
     steps = len(grid.timesteps) if own else run["num_inference_steps"]
     return _until(_since(grid, scheduler, run, steps), scheduler, run)
 

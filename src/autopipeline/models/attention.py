@@ -150,4 +150,3 @@ class PixelAttention(nn.Module):
         )
         mixed = self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
         return x + mixed.transpose(1, 2).unflatten(2, x.shape[-2:])
-

@@ -62,7 +62,9 @@ class AutoencoderTiny(Network):
         widths, back = list(encoder_block_out_channels), list(decoder_block_out_channels)
         down: list[nn.Module] = []
         for k, (width, count) in enumerate(zip(widths, num_encoder_blocks, strict=True)):
-            first = nn.Conv2d(in_channels if k == 0 else width, width, 3, padding=1, stride=1 if k == 0 else 2, bias=k == 0)
+            first = nn.Conv2d(
+                in_channels if k == 0 else width, width, 3, padding=1, stride=1 if k == 0 else 2, bias=k == 0
+            )
             down += [first, *(Block(width, width) for _ in range(count))]
         self.encoder = Layers([*down, nn.Conv2d(widths[-1], latent_channels, 3, padding=1)])
         up: list[nn.Module] = [nn.Conv2d(latent_channels, back[0], 3, padding=1), nn.ReLU()]

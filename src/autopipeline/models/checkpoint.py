@@ -49,7 +49,10 @@ def weight_files(folder: Path, stem: str, variant: str | None, use_safetensors: 
                 one = folder / f"{name}{infix}.{ending}"
                 if one.is_file():
                     return [one]
-                for index in (folder / f"{name}.{ending}.index{infix}.json", folder / f"{name}{infix}.{ending}.index.json"):
+                for index in (
+                    folder / f"{name}.{ending}.index{infix}.json",
+                    folder / f"{name}{infix}.{ending}.index.json",
+                ):
                     if index.is_file():
                         return _shards(index)
     raise CheckpointError(_nothing(folder, stem))

@@ -24,7 +24,11 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Any] = {"quick_gelu": _quick_gelu, "gelu": functional.gelu, "gelu_new": lambda x: functional.gelu(x, approximate="tanh")}
+ACTIVATIONS: dict[str, Any] = {
+    "quick_gelu": _quick_gelu,
+    "gelu": functional.gelu,
+    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+}
 
 
 class SelfAttention(nn.Module):

@@ -53,7 +53,11 @@ class Inpaint(Text2Image):
         else:
             self.noise = given_or_drawn(stage, run, shape)
             as_noise = full or run.get("latents") is not None
-            x = self.noise * grid.init_noise_sigma if as_noise else solver.noised(self._source(), self.noise, grid.begin)
+            x = (
+                self.noise * grid.init_noise_sigma
+                if as_noise
+                else solver.noised(self._source(), self.noise, grid.begin)
+            )
         self.mask = repeat_to(space.mask(mask).to(device=stage.device, dtype=stage.dtype), run.batch, "mask_image")
         self.masked = self._masked(pixels, mask)
         return x

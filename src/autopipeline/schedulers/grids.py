@@ -1,0 +1,127 @@
+"""Noise grids: how much noise there is at each training step, and which of the steps are taken.
+
+Spacings: Lin et al. 2023, table 2. Curves: Karras et al. 2022, eq. 5; Lu et al. 2022b.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+Config = Mapping[str, Any]
+
+
+def betas(config: Config) -> Tensor:
+    """Variance added at each training step, (T,)."""
+    count, kind = config["num_train_timesteps"], config["beta_schedule"]
+    if config.get("trained_betas") is not None:
+        return torch.tensor(config["trained_betas"], dtype=torch.float32)
+    low, high = config["beta_start"], config["beta_end"]
+    if kind == "linear":
+        return torch.linspace(low, high, count)
+    if kind == "scaled_linear":
+        return torch.linspace(low**0.5, high**0.5, count) ** 2
+    if kind == "sigmoid":
+        return torch.linspace(-6, 6, count).sigmoid() * (high - low) + low
+    bars = {
+        "squaredcos_cap_v2": lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2,
+        "exp": lambda u: math.exp(u * -12.0),
+    }
+    if kind not in bars:
+        raise ValueError(f"beta_schedule={kind!r} is not known.")
+    level = [bars[kind](k / count) for k in range(count + 1)]
+    return torch.tensor([min(1 - after / before, 0.999) for before, after in zip(level, level[1:], strict=False)])
+
+
+def alphas_cumprod(config: Config, floor: float | None = None) -> Tensor:
+    """Share of signal (squared) left after each training step, (T,).
+
+    With `rescale_betas_zero_snr` the last step is noise alone (Lin et al. 2023, algorithm 1); `floor` keeps it from
+    being exactly that where a solver divides by it.
+    """
+    product = (1 - betas(config)).cumprod(0)
+    if not config.get("rescale_betas_zero_snr"):
+        return product
+    root = product.sqrt()
+    root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    squares = root**2
+    ratios = torch.cat([squares[:1], squares[1:] / squares[:-1]])
+    product = (1 - (1 - ratios)).cumprod(0)
+    if floor is not None:
+        product[-1] = floor
+    return product
+
+
+def ratio(product: Tensor) -> Array:
+    """Noise over signal at each training step, rising, (T,)."""
+    return np.array(((1 - product) / product) ** 0.5)
+
+
+def spaced(config: Config, steps: int, *, beyond: int = 0, last: int | None = None) -> Array:
+    """Training steps to take, falling, as floats; `beyond` leaves out that many at the end of a longer grid."""
+    total = config["num_train_timesteps"]
+    last = total if last is None else last
+    spacing = config["timestep_spacing"]
+    if spacing == "linspace":
+        return np.linspace(0, last - 1, steps + beyond)[::-1][:steps].copy()
+    if spacing == "leading":
+        stride = last // (steps + beyond)
+        return np.arange(steps + beyond)[::-1][:steps] * float(stride) + config["steps_offset"]
+    if spacing == "trailing":
+        return np.arange(last, 0, -total / steps).round() - 1
+    raise ValueError(f"timestep_spacing={spacing!r} has to be 'linspace', 'leading' or 'trailing'.")
+
+
+def curve_of(config: Config) -> str | None:
+    """The curve that replaces the sigmas of the spacing, if any."""
+    for name in ("karras", "exponential", "beta"):
+        if config.get(f"use_{name}_sigmas"):
+            return name
+    return "lu" if config.get("use_lu_lambdas") else None
+
+
+def curve(name: str, config: Config, high: float, low: float, steps: int) -> Array:
+    """Sigmas from high to low along a named curve."""
+    if name != "lu":
+        high, low = config.get("sigma_max") or high, config.get("sigma_min") or low
+    high, low = float(high), float(low)
+    ramp = np.linspace(0, 1, steps)
+    if name == "karras":
+        return (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    if name in ("exponential", "lu"):
+        return np.exp(np.linspace(math.log(high), math.log(low), steps))
+    return low + _beta_quantile(1 - ramp) * (high - low)
+
+
+def _beta_quantile(q: Array) -> Array:
+    """Quantiles of the beta distribution with both parameters 0.6 (Lee et al. 2024), by bisection of its integral.
+
+    With u = sin(theta) ** 2 the density becomes smooth at both ends, so that Gauss-Legendre quadrature is exact.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+
+    def mass(theta: Array) -> Array:
+        angle = theta[:, None] * (nodes + 1) / 2
+        density = 2 * (np.sin(angle) * np.cos(angle)) ** 0.2
+        return (density * weights).sum(1) * theta / 2
+
+    q = np.asarray(q, dtype=np.float64)
+    low, high = np.zeros_like(q), np.full_like(q, math.pi / 2)
+    whole = 2 * mass(np.array([math.pi / 4]))
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = np.where(middle < math.pi / 4, mass(middle), whole - mass(math.pi / 2 - middle)) < q * whole
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.where(q <= 0, 0.0, np.where(q >= 1, 1.0, np.sin((low + high) / 2) ** 2))
+
+
+def to_timesteps(sigmas: Array, training: Array) -> Array:
+    """Where each sigma stands among the sigmas of training, interpolated in the logarithm."""
+    return np.interp(np.log(np.maximum(sigmas, 1e-10)), np.log(training), np.arange(len(training)))

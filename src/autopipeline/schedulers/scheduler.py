@@ -1,0 +1,220 @@
+"""What all schedulers share: an immutable configuration that gives a grid of times and, for each run, a solver."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from autopipeline.config import Config
+from autopipeline.errors import CheckpointError
+
+Noise = Callable[[], Tensor]
+FILE = "scheduler_config.json"
+
+
+class Step(NamedTuple):
+    """X after a step, and the clean sample that the network has in mind."""
+
+    x: Tensor
+    x0: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The times of a run. Indices are absolute: a run that begins later walks the same grid from `begin`."""
+
+    timesteps: Tensor  # (N,), as the network is told them
+    sigmas: Tensor | None = None  # (N + 1,), noise over signal, on the CPU
+    steps: int
+    init_noise_sigma: float = 1.0
+    begin: int = 0
+    end: int = -1  # -1: all
+
+    @property
+    def indices(self) -> range:
+        """What is walked."""
+        return range(self.begin, len(self.timesteps) if self.end < 0 else self.end)
+
+    def window(self, begin: int | None = None, end: int | None = None) -> Grid:
+        """The same grid, walked from `begin` to `end`."""
+        return replace(self, begin=self.begin if begin is None else begin, end=self.end if end is None else end)
+
+
+class Solver:
+    """One run's way down a grid; owned by the run, so it may remember what it has seen."""
+
+    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
+        self.config, self.grid, self.scheduler = scheduler.config, grid, scheduler
+
+    def scale(self, x: Tensor, i: int) -> Tensor:
+        """The network's input at grid index i."""
+        return x
+
+    def step(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None = None) -> Step:
+        """From grid index i to i + 1; in float32, whatever the precision of x."""
+        new, x0 = self.advance(x.float(), pred.float(), i, lambda: noise().float(), variance)
+        return Step(new.to(pred.dtype), x0.to(pred.dtype))
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The arithmetic of `step`: the next x, and the clean sample."""
+        raise NotImplementedError
+
+    def noised(self, x0: Tensor, noise: Tensor, i: int) -> Tensor:
+        """A clean sample at the noise level of grid index i; clean after the last one."""
+        if i >= len(self.grid.timesteps):
+            return x0
+        alpha, sigma = self.level(i)
+        return alpha.to(x0) * x0 + sigma.to(x0) * noise
+
+    def level(self, i: int) -> tuple[Tensor, Tensor]:
+        """Share of signal and of noise in x at grid index i."""
+        raise NotImplementedError
+
+
+class Scheduler:
+    """An immutable configuration; the keys, their defaults and the class names are those of published checkpoints."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    solver_class: ClassVar[type[Solver]] = Solver
+    order: ClassVar[int] = 1  # evaluations for each step
+    takes_eta: ClassVar[bool] = False
+    takes: ClassVar[tuple[str, ...]] = ()  # "timesteps", "sigmas": own ones
+
+    config: Config
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        kind = inspect.Parameter
+        parameters = [kind(name, kind.POSITIONAL_OR_KEYWORD, default=d) for name, d in cls.defaults.items()]
+        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+
+    def __init__(self, *args: Any, **config: Any) -> None:
+        given = dict(zip(self.defaults, args, strict=False)) | config
+        unknown = [name for name in given if name not in self.defaults]
+        if unknown:
+            raise TypeError(f"{type(self).__name__} has no parameter {unknown[0]!r}.")
+        self._configure(given)
+
+    def _configure(self, given: Mapping[str, Any]) -> None:
+        left = [name for name in self.defaults if name not in given]
+        self.config = Config(dict(self.defaults) | dict(given) | ({"_use_default_values": left} if left else {}))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse combinations that can't work."""
+        curves = [name for name in ("karras", "exponential", "beta") if self.config.get(f"use_{name}_sigmas")]
+        if len(curves) > 1:
+            raise ValueError(f"{type(self).__name__} takes one curve of sigmas, not {' and '.join(curves)}.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | Scheduler, **changes: Any) -> Self:
+        """A scheduler from the configuration of another, of any class.
+
+        Keys that this class does not know are kept for the next one; those that the other class had left at its own
+        defaults take this class's defaults.
+        """
+        given = dict(config.config if isinstance(config, Scheduler) else config)
+        left = set(given.pop("_use_default_values", ()))
+        given = {name: value for name, value in given.items() if name not in left and not name.startswith("_")}
+        made = cls.__new__(cls)
+        made._configure(given | changes)
+        return made
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, subfolder: str | None = None, **changes: Any) -> Self:
+        """Read scheduler_config.json from a folder; raises CheckpointError where there is none."""
+        path = (Path(folder, subfolder) if subfolder else Path(folder)) / FILE
+        try:
+            config = json.loads(path.read_text("utf-8"))
+        except OSError:
+            raise CheckpointError(f"{path.parent} has no {FILE}.") from None
+        except ValueError:
+            raise CheckpointError(f"{path} is not valid JSON.") from None
+        return cls.from_config(config, **changes)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write scheduler_config.json."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        part = Path(folder, FILE + ".part")
+        part.write_text(self._json() + "\n", "utf-8")
+        os.replace(part, Path(folder, FILE))
+
+    def _json(self) -> str:
+        shown = {"_class_name": type(self).__name__, "_diffusers_version": "0.42.1"}
+        shown |= {name: value for name, value in self.config.items() if name != "_use_default_values"}
+        return json.dumps(shown, indent=2, sort_keys=True, default=list)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self._json()}\n"
+
+    @property
+    def compatibles(self) -> list[type[Scheduler]]:
+        """The classes that can take over this configuration."""
+        from autopipeline import schedulers
+
+        return [
+            getattr(schedulers, name)
+            for name in schedulers.__all__
+            if name.endswith("Scheduler") and name != "Scheduler"
+        ]
+
+    def grid(
+        self,
+        steps: int | None = None,
+        *,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        device: torch.device | str | None = None,
+        **extra: Any,
+    ) -> Grid:
+        """The times for a number of steps, or for own timesteps or sigmas where the class takes them."""
+        own = {"timesteps": timesteps, "sigmas": sigmas}
+        given = [name for name, value in own.items() if value is not None]
+        for name in given:
+            if name not in self.takes:
+                raise ValueError(f"{type(self).__name__} takes no own {name}.")
+        if len(given) + (steps is not None) != 1:
+            raise ValueError("Pass one of num_inference_steps, timesteps and sigmas.")
+        if steps is not None:
+            self._check_steps(steps)
+        if timesteps is not None:
+            self._check_timesteps(list(timesteps))
+        return self.times(steps, timesteps, sigmas, device, **extra)
+
+    def _check_steps(self, steps: int) -> None:
+        total = self.config["num_train_timesteps"]
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= total:
+            raise ValueError(f"num_inference_steps={steps} has to be a whole number from 1 to {total}.")
+
+    def _check_timesteps(self, own: list[float]) -> None:
+        if not own or any(b >= a for a, b in zip(own, own[1:], strict=False)):
+            raise ValueError("Own timesteps have to be in descending order, without repetition.")
+        if not 0 <= own[-1] <= own[0] < self.config["num_train_timesteps"]:
+            raise ValueError(f"Own timesteps have to lie in 0..{self.config['num_train_timesteps'] - 1}.")
+        if any(self.config.get(f"use_{name}_sigmas") for name in ("karras", "exponential", "beta")):
+            raise ValueError("Own timesteps and a curve of sigmas contradict each other.")
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: Any,
+        **extra: Any,
+    ) -> Grid:
+        """The grid itself."""
+        raise NotImplementedError
+
+    def solver(self, grid: Grid, *, eta: float = 0.0) -> Solver:
+        """A solver for one run."""
+        if eta and not self.takes_eta:
+            raise ValueError(f"eta={eta} has no effect with {type(self).__name__}; it belongs to DDIMScheduler.")
+        return self.solver_class(self, grid)
