@@ -1,0 +1,108 @@
+"""CLIP's tokenizer, on the `tokenizers` library."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from autopipeline.errors import CheckpointError
+
+PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+class CLIPTokenizer:
+    """Texts to token ids: start, the text, end, then padding up to `model_max_length`."""
+
+    def __init__(self, core: Tokenizer, *, length: int, pad: str, source: Path) -> None:
+        self._core, self.model_max_length, self._source = core, length, source
+        self.start, self.end, self.pad = (self._id(token) for token in (START, END, pad))
+
+    def _id(self, token: str) -> int:
+        found = self._core.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"The tokenizer in {self._source} does not know its own token {token!r}.")
+        return found
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> CLIPTokenizer:
+        """Read vocab.json and merges.txt (or tokenizer.json) from a folder; CheckpointError where they are missing."""
+        path = Path(folder, subfolder) if subfolder else Path(folder)
+        vocabulary, merges = _vocabulary(path)
+        config = _json(path / "tokenizer_config.json")
+        special = _json(path / "special_tokens_map.json")
+        length = config.get("model_max_length", 77)
+        core = Tokenizer(
+            models.BPE(vocabulary, merges, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
+        )
+        core.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        split = pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True)
+        core.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        core.decoder = decoders.ByteLevel()
+        core.add_special_tokens([AddedToken(token, normalized=False) for token in (START, END)])
+        pad = special.get("pad_token") or config.get("pad_token") or END
+        return cls(core, length=length if 0 < length < 10**6 else 77, pad=_text(pad), source=path)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the files that it came from."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if (self._source / name).is_file():
+                shutil.copyfile(self._source / name, Path(folder, name))
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Ids (B, model_max_length); what does not fit is cut, the end token stays."""
+        room = self.model_max_length - 2
+        rows: list[list[int]] = []
+        for encoding in self._core.encode_batch(list(texts), add_special_tokens=False):
+            row = [self.start, *encoding.ids[:room], self.end]
+            rows.append(row + [self.pad] * (self.model_max_length - len(row)))
+        return torch.tensor(rows, dtype=torch.long)
+
+    def cut(self, text: str) -> str:
+        """The part of a text that does not fit; "" if all of it does."""
+        encoding = self._core.encode(text, add_special_tokens=False)
+        room = self.model_max_length - 2
+        if len(encoding.ids) <= room:
+            return ""
+        tokens = [self._core.id_to_token(k) for k in encoding.ids[room:]]
+        return self._core.decoder.decode(tokens).replace("</w>", " ").strip()
+
+    def __len__(self) -> int:
+        return self._core.get_vocab_size()
+
+
+def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    whole = folder / "tokenizer.json"
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+        pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+        return _json(folder / "vocab.json"), [(a, b) for a, b in pairs]
+    if whole.is_file():
+        model = _json(whole)["model"]
+        pairs = [tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+        return model["vocab"], [(a, b) for a, b in pairs]
+    raise CheckpointError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json.")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except ValueError:
+        raise CheckpointError(f"{file} is not valid JSON.") from None
+
+
+def _text(token: Any) -> str:
+    return token["content"] if isinstance(token, dict) else token
