@@ -23,11 +23,11 @@ Components = Mapping[str, Any]
 SLOTS = {
     "vae": Slot(("AutoencoderKL", "AutoencoderTiny")),
     "text_encoder": Slot(("CLIPTextModel",)),
-    "tokenizer": Slot(("CLIPTokenizer", "CLIPTokenizerFast")),
+    "tokenizer": Slot(("CLIPTokenizer",)),
     "unet": Slot(("UNet2DConditionModel",)),
     "scheduler": Slot(("Scheduler",)),
     "safety_checker": Slot(("StableDiffusionSafetyChecker",), optional=True),
-    "feature_extractor": Slot(("CLIPImageProcessor", "CLIPFeatureExtractor"), optional=True),
+    "feature_extractor": Slot(("CLIPImageProcessor",), optional=True),
     "image_encoder": Slot(("CLIPVisionModelWithProjection",), optional=True),
 }
 LAST = dict(output_type="pil", return_dict=True, cross_attention_kwargs=None)

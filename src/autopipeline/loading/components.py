@@ -27,7 +27,8 @@ HOMES = {
 }
 """Class name in model_index.json -> the module of ours that has it."""
 
-ALIASES = {"CLIPTokenizerFast": "CLIPTokenizer", "CLIPFeatureExtractor": "CLIPImageProcessor"}
+ALIASES = dict.fromkeys(("CLIPFeatureExtractor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"), "CLIPImageProcessor")
+ALIASES |= {"CLIPTokenizerFast": "CLIPTokenizer"}
 
 
 def find_class(component: str, class_name: str) -> type[Any]:
@@ -86,7 +87,7 @@ def load_components(
 def _refuse_foreign(slots: Mapping[str, Slot], index: ModelIndex) -> None:
     for name, slot in slots.items():
         entry = index.components.get(name)
-        if entry is not None and slot.classes != ("Scheduler",) and entry[1] not in slot.classes:
+        if entry is not None and slot.classes != ("Scheduler",) and ALIASES.get(entry[1], entry[1]) not in slot.classes:
             raise CheckpointError(f"The {name} is a {entry[1]}; this family takes {' or '.join(slot.classes)}.")
 
 

@@ -48,5 +48,8 @@ class StableDiffusionSafetyChecker(Network):
 
     @classmethod
     def renamed(cls, key: str) -> str | None:
-        """A table of positions in older files is of no use."""
-        return None if key.endswith("position_ids") else key
+        """Older files have a table of positions that is of no use; newer ones leave one level of names out."""
+        if key.endswith("position_ids"):
+            return None
+        head, tail = "vision_model.", key.removeprefix("vision_model.")
+        return head + head + tail.removeprefix(head) if key.startswith(head) else key

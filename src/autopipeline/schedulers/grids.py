@@ -61,7 +61,7 @@ def alphas_cumprod(config: Config, floor: float | None = None) -> Tensor:
 
 def ratio(product: Tensor) -> Array:
     """Noise over signal at each training step, rising, (T,)."""
-    return np.array(((1 - product) / product) ** 0.5)
+    return (((1 - product) / product) ** 0.5).numpy()
 
 
 def spaced(config: Config, steps: int, *, beyond: int = 0, last: int | None = None) -> Array:
