@@ -27,7 +27,9 @@ HOMES = {
 }
 """Class name in model_index.json -> the module of ours that has it."""
 
-ALIASES = dict.fromkeys(("CLIPFeatureExtractor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"), "CLIPImageProcessor")
+ALIASES = dict.fromkeys(
+    ("CLIPFeatureExtractor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"), "CLIPImageProcessor"
+)
 ALIASES |= {"CLIPTokenizerFast": "CLIPTokenizer"}
 
 
