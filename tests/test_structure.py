@@ -21,6 +21,7 @@ ORDER = [
     {"families", "shipped"},
     {"names", "loading"},
     {"selection"},
+    {"inspection"},
     {"binding"},
     {"pipeline"},
     {"auto"},

@@ -185,7 +185,7 @@ def select(class_name: object, task: str, add: Iterable[str] = (), drop: Iterabl
     if here is None:
         raise ValueError(_unknown(class_name, task))
     wanted = (here.row.addons - frozenset(drop)) | frozenset(add)
-    for row in rows():
+    for row in (here.row, *rows()):
         if row.family == here.row.family and row.addons == wanted and task in row.classes:
             return Coordinates(row, task)
     raise ValueError(_no_task(class_name, here.row, task, wanted))

@@ -1,0 +1,5 @@
+"""`python -m autopipeline`."""
+
+from autopipeline.cli import main
+
+main()

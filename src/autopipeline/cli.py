@@ -1,0 +1,278 @@
+"""The command line. Only `generate` and `rerun` import torch; the others answer from names, configs and headers.
+
+Exit codes: 0 done; 1 `rerun` made another picture; 2 wrong usage or input; 3 the checkpoint can't be loaded; 4 the
+generation failed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from autopipeline import __version__
+from autopipeline.errors import Cancelled, CheckpointError, NotFiniteError
+from autopipeline.shipped import DEFAULT
+
+OPTIONS = dict(context_settings=dict(help_option_names=["-h", "--help"], max_content_width=110))
+
+
+def main() -> NoReturn:
+    """Run the command line; every failure is one sentence and an exit code."""
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)  # type: ignore[assignment]
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line with these arguments; gives the exit code."""
+    try:
+        return cli.main(arguments, prog_name="autopipeline", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort, Cancelled):
+        click.echo("Interrupted.", err=True)
+        return 130
+    except Exception as error:
+        if os.environ.get("AUTOPIPELINE_DEBUG"):
+            raise
+        return _said(error)
+
+
+def _said(error: Exception) -> int:
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, OSError) and not isinstance(error, CheckpointError):
+        text = f"{error.filename or 'A file'}: {error.strerror or text}."
+    click.echo(f"error: {text}", err=True)
+    if isinstance(error, CheckpointError):
+        return 3
+    if isinstance(error, NotFiniteError | OSError | MemoryError | RuntimeError):
+        return 4
+    return 2
+
+
+@click.group(**OPTIONS)
+@click.version_option(__version__, prog_name="autopipeline")
+def cli() -> None:
+    """Pictures from any diffusion checkpoint, for any task."""
+
+
+@cli.command(**OPTIONS)
+@click.argument("prompt")
+@click.option("-o", "--output", help="PNG file or folder; by default a new file named after prompt and seed.")
+@click.option("-m", "--model", default=DEFAULT, show_default=True, help="Folder, Hub repository, or a shipped model.")
+@click.option("--task", type=click.Choice(["text2image", "image2image", "inpaint"]), help="By default from the inputs.")
+@click.option("-i", "--image", type=click.Path(exists=True, dir_okay=False), help="Picture to start from.")
+@click.option("--mask", type=click.Path(exists=True, dir_okay=False), help="Mask: white is repainted.")
+@click.option("-s", "--seed", type=int, help="By default a new one each time.")
+@click.option("-n", "--count", type=click.IntRange(1), default=1, help="How many pictures, with seeds counted up.")
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("-W", "--width", type=int, help="In pixels.")
+@click.option("-H", "--height", type=int, help="In pixels.")
+@click.option("--cfg-scale", type=float, help="Guidance scale.")
+@click.option("--strength", type=float, help="How much of the picture is changed, 0 to 1.")
+@click.option("--negative-prompt", help="What should not be in the picture.")
+@click.option("--scheduler", help="Such as euler, ddim, dpmsolver-multistep, or a class name.")
+@click.option("--dtype", help="float32, bfloat16, float16, or auto (as stored).")
+@click.option("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+@click.option("--variant", help="Such as fp16: which of several sets of weights.")
+@click.option("--revision", help="Branch, tag or commit of a Hub repository.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar; print only the names of the files.")
+def generate(prompt: str, **options: Any) -> int:
+    """Make pictures that show PROMPT."""
+    from autopipeline import recipe
+
+    seed = options["seed"] if options["seed"] is not None else int.from_bytes(os.urandom(4), "little")
+    paths = recipe.targets(options["output"], prompt, seed, options["count"])
+    order = {
+        "model": options["model"],
+        "task": options["task"] or _task(options),
+        "load": {"variant": options["variant"], "revision": options["revision"], "dtype": options["dtype"]},
+        "device": options["device"],
+        "scheduler_name": options["scheduler"],
+        "call": _call(prompt, options),
+        "images": {"image": options["image"], "mask_image": options["mask"]},
+    }
+    made = make(order, seed, options["count"], options["quiet"])
+    for path, (picture, facts) in zip(paths, made, strict=True):
+        recipe.save(picture, path, facts)
+        click.echo(str(path) if options["quiet"] else f"{path} (seed {facts['seed']})")
+    return 0
+
+
+def _task(options: dict[str, Any]) -> str:
+    if options["mask"]:
+        return "inpaint"
+    return "image2image" if options["image"] else "text2image"
+
+
+def _call(prompt: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the pipeline's call that were given."""
+    named = {
+        "num_inference_steps": options["steps"],
+        "width": options["width"],
+        "height": options["height"],
+        "guidance_scale": options["cfg_scale"],
+        "strength": options["strength"],
+        "negative_prompt": options["negative_prompt"],
+    }
+    return {"prompt": prompt} | {name: value for name, value in named.items() if value is not None}
+
+
+def make(order: dict[str, Any], seed: int, count: int, quiet: bool) -> list[tuple[Any, dict[str, Any]]]:
+    """Load and call; gives pictures with their recipes."""
+    import inspect
+
+    import torch
+
+    from autopipeline import auto, recipe
+    from autopipeline.names import AUTO
+    from autopipeline.selection import locate
+
+    device = order["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    load = {name: value for name, value in order["load"].items() if value}
+    pipe = getattr(auto, AUTO[order["task"]]).from_pretrained(order["model"], device_map=device, **load)
+    if order["scheduler_name"]:
+        pipe.scheduler = find_scheduler(order["scheduler_name"]).from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=quiet, desc="steps", unit="step")
+    images = {name: path for name, path in order["images"].items() if path}
+    result = pipe(**order["call"], **images, num_images_per_prompt=count, seed=seed)
+    shown = inspect.signature(type(pipe).__call__).parameters
+    plain = {name: p.default for name, p in shown.items() if _is_plain(p.default)} | order["call"]
+    folder = locate(order["model"], only=lambda index: (), **{k: v for k, v in load.items() if k == "revision"})
+    facts = order | {
+        "call": plain,
+        "class": type(pipe).__name__,
+        "device": str(device),
+        "scheduler": {"_class_name": type(pipe.scheduler).__name__} | _listed(pipe.scheduler.config),
+        "dtype": {name: str(part.dtype).removeprefix("torch.") for name, part in _networks(pipe).items()},
+        "model_digest": recipe.model_digest(folder),
+        "inputs": {path: recipe.digest(Path(path)) for path in images.values()},
+        "versions": {"autopipeline": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+    }
+    return [(picture, facts | {"seed": seed + k, "size": list(picture.size)}) for k, picture in enumerate(result.images)]
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float | str) and not isinstance(value, type)
+
+
+def _listed(config: Any) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "_use_default_values" and value != -float("inf")}
+
+
+def _networks(pipe: Any) -> dict[str, Any]:
+    return {name: part for name, part in pipe.components.items() if hasattr(part, "parameters")}
+
+
+def find_scheduler(name: str) -> Any:
+    """The scheduler class that a name means: its class name, or part of it in any spelling."""
+    import difflib
+
+    from autopipeline import schedulers
+
+    able = {_bare(known): known for known in schedulers.__all__ if known.endswith("Scheduler") and known != "Scheduler"}
+    wanted = _bare(name)
+    starts = [bare for bare in able if bare.startswith(wanted)]
+    found = wanted if wanted in able else min(starts, key=len, default=None) if wanted else None
+    if found is None:
+        near = difflib.get_close_matches(wanted, able, 3, 0.3)
+        nearest = f"; the nearest are {', '.join(able[bare] for bare in near)}" if near else ""
+        raise ValueError(f"There is no scheduler {name!r}{nearest}.")
+    return getattr(schedulers, able[found])
+
+
+def _bare(name: str) -> str:
+    letters = "".join(letter for letter in name.lower() if letter.isalnum())
+    return letters.removesuffix("scheduler").replace("discrete", "")
+
+
+@cli.command(**OPTIONS)
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("-o", "--output", help="Keep the new picture here.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
+def rerun(file: str, output: str | None, quiet: bool) -> int:
+    """Make the picture in FILE again from its recipe, and say whether it is identical."""
+    import numpy as np
+    from PIL import Image
+
+    from autopipeline import recipe
+
+    facts = recipe.load(Path(file))
+    for path, known in facts["inputs"].items():
+        if not Path(path).is_file():
+            raise ValueError(f"The recipe needs {path}, which does not exist.")
+        if recipe.digest(Path(path)) != known:
+            raise ValueError(f"{path} has changed since the picture was made.")
+    paths = recipe.targets(output, "", 0, 1) if output else []
+    plain = {name: facts["call"][name] for name in facts["call"] if name in _call_names(facts)}
+    ((picture, new),) = make(facts | {"call": plain}, facts["seed"], 1, quiet)
+    for path in paths:
+        recipe.save(picture, path, new)
+    if recipe.pixels_digest(picture) == facts["pixels"]:
+        click.echo("identical")
+        return 0
+    with Image.open(file) as opened:
+        before = np.asarray(opened.convert("RGB"), np.int16)
+    after = np.asarray(picture.convert("RGB"), np.int16)
+    same_shape = before.shape == after.shape
+    far = f"by at most {np.abs(before - after).max()} of 255 levels" if same_shape else "in size"
+    changed = [
+        f"{name} {facts['versions'][name]} then, {new['versions'][name]} now"
+        for name in new["versions"]
+        if facts["versions"].get(name) != new["versions"][name]
+    ]
+    changed += ["the weights are others"] if facts["model_digest"] != new["model_digest"] else []
+    click.echo(f"different {far}{'; ' if changed else ''}{'; '.join(changed)}")
+    return 1
+
+
+def _call_names(facts: dict[str, Any]) -> list[str]:
+    """The arguments to give again: all that the recipe has, but for those that `make` sets itself."""
+    return [name for name in facts["call"] if name not in ("num_images_per_prompt", "output_type", "return_dict")]
+
+
+@cli.command(**OPTIONS)
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--revision", help="Branch, tag or commit of a Hub repository.")
+@click.option("--variant", help="Such as fp16.")
+def inspect(model: str, as_json: bool, revision: str | None, variant: str | None) -> int:
+    """Say what MODEL is: class, tasks, components, memory, and what would be downloaded."""
+    from autopipeline.inspection import inspect_model, shown
+
+    facts = inspect_model(model, revision=revision, variant=variant)
+    click.echo(json.dumps(facts, indent=2) if as_json else shown(facts))
+    return 0
+
+
+@cli.command(**OPTIONS)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def models(as_json: bool) -> int:
+    """List the families and the class for each task; * marks what this version can run."""
+    from autopipeline import names, shipped
+
+    rows = names.rows()
+    if as_json:
+        table = [{"key": row.key, "built": row.built, **row.classes} for row in rows]
+        click.echo(json.dumps(table, indent=2))
+        return 0
+    width = max(len(row.key) for row in rows) + 2
+    click.echo("  " + "family".ljust(width) + "".join(names.NOUNS[task].ljust(48) for task in names.TASKS).rstrip())
+    for row in rows:
+        cells = "".join(row.classes.get(task, "-").ljust(48) for task in names.TASKS).rstrip()
+        click.echo(("* " if row.built else "  ") + row.key.ljust(width) + cells)
+    click.echo(f"\n* can be run by this version. Shipped models: {', '.join(shipped.names()) or 'none'}.")
+    return 0
+
+
+Command = Callable[..., int]
+
+if __name__ == "__main__":
+    main()
