@@ -10,9 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "0")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import pytest  # noqa: E402
-import tiny  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
+
+import tiny
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 

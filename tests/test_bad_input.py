@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 import autopipeline as ap
+import tiny
 
 Checkpoint = Callable[[str], Path]
 

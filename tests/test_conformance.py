@@ -1,4 +1,4 @@
-"""What holds for every legal (family, task): repeatable, batchable, switchable, savable, thread-safe, nothing ignored."""
+"""What holds for every (family, task): repeatable, batchable, switchable, savable, thread-safe, nothing ignored."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 import autopipeline as ap
+import tiny
 from autopipeline import families, names
 
 Checkpoint = Callable[[str], Path]
@@ -104,7 +104,7 @@ def test_switching_there_and_back(load: Any, key: str, task: str) -> None:
         back = getattr(ap, AUTO[task]).from_pipe(there)
         assert type(back) is type(pipe)
         assert all(back.components[name] is part for name, part in pipe.components.items())
-        assert {k: v for k, v in back.config.items()} == dict(pipe.config)
+        assert dict(back.config.items()) == dict(pipe.config)
         assert np.array_equal(call(pipe, task), call(back, task))
 
 
@@ -170,7 +170,7 @@ def test_eight_threads_on_one_pipeline(load: Any, key: str) -> None:
         dict(prompt=f"red cat {k}", seed=k, num_inference_steps=2 + k % 4, height=h, width=w, guidance_scale=1.0 + k)
         for k, (h, w) in enumerate(sizes)
     ]
-    tasks = [task for task in families.load(key).tasks] * 3
+    tasks = list(families.load(key).tasks) * 3
 
     def work(k: int) -> np.ndarray:
         task, job = tasks[k], dict(jobs[k])

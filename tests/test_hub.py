@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import TOKEN, Hub, serving
 from safetensors.torch import load_file, save_file
 
 import autopipeline as ap
 from autopipeline.loading import hub as ours
+from hub_server import TOKEN, Hub, serving
 
 XL, SHAPE, SD = "RunDiffusion/Juggernaut-XL-v9", "openai/shap-e-img2img", "tiny/stable-diffusion"
 

@@ -10,10 +10,10 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import tiny
 import torch
 
 import autopipeline as ap
+import tiny
 
 TOLERANCE = 2e-3
 AUTO = {
@@ -83,7 +83,7 @@ def pair(checkpoint: Callable[[str], Path]) -> Any:
 
 def draw(value: Any) -> Any:
     """Shapes in CASES stand for random tensors."""
-    if isinstance(value, tuple) and len(value) > 2 or isinstance(value, tuple) and value[0] == 1:
+    if (isinstance(value, tuple) and len(value) > 2) or (isinstance(value, tuple) and value[0] == 1):
         return torch.randn(value, generator=torch.Generator().manual_seed(len(value)))
     return value
 

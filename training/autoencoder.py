@@ -2,7 +2,8 @@
 
     python training/autoencoder.py --out RUN/vae.pt --minutes 9
 
-The run is seeded and resumes from its own file; the learning rate follows the time used, so that it has decayed when time is up.
+The run is seeded and resumes from its own file; the learning rate follows the time used, so that it has decayed when
+time is up.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import scenes
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
+
+import scenes
+from autopipeline.models.autoencoder_kl import AutoencoderKL
 
 CONFIG = {
     "sample_size": 128,
@@ -29,6 +31,15 @@ CONFIG = {
     "scaling_factor": 1.0,
     "force_upcast": False,
 }
+
+
+def build() -> AutoencoderKL:
+    """A fresh autoencoder without doubt about its latents: the variance is next to nothing, without gradient."""
+    model = AutoencoderKL(**CONFIG)
+    with torch.no_grad():
+        model.quant_conv.weight[4:] = 0
+        model.quant_conv.bias[4:] = -14
+    return model
 
 
 def pictures(seed: int, start: int, count: int) -> torch.Tensor:
@@ -47,12 +58,12 @@ def crops(whole: torch.Tensor, rng: np.random.Generator, side: int) -> torch.Ten
 
 
 def loss_of(model: torch.nn.Module, x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reconstruction from a slightly noised latent, the thumbnail anchor and a weak pull to unit size; and the plain L1."""
+    """Reconstruction from slightly noised latents, the thumbnail anchor, a weak pull to unit size; and the plain L1."""
     with torch.autocast(x.device.type, torch.bfloat16):
-        mean = model.encode(x).latent_dist.mean.float()
+        mean = model.encode(x).mean.float()
         level = 0.12 * torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)
         noise = torch.randn(mean.shape, generator=generator).to(x.device)
-        y = model.decode(mean + level * noise).sample.float()
+        y = model.decode(mean + level * noise).float()
     thumbnail = F.avg_pool2d(x, 4)
     anchor = F.mse_loss(mean[:, :3], thumbnail)
     size = (mean[:, 3].pow(2) - 1).relu().mean()
@@ -62,7 +73,7 @@ def loss_of(model: torch.nn.Module, x: torch.Tensor, generator: torch.Generator)
 
 def train(out: Path, minutes: float, seed: int, device: str, batch: int, lr: float) -> None:
     torch.manual_seed(seed)
-    model = AutoencoderKL(**CONFIG).to(device)
+    model = build().to(device)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
     step, used = 0, 0.0
     if out.exists():
@@ -84,7 +95,9 @@ def train(out: Path, minutes: float, seed: int, device: str, batch: int, lr: flo
         optimiser.step()
         step += 1
         if step % 50 == 0:
-            print(f"{time.monotonic() - began:.0f} s, step {step}, loss {loss.item():.4f}, l1 {l1.item():.4f}", flush=True)
+            print(
+                f"{time.monotonic() - began:.0f} s, step {step}, loss {loss.item():.4f}, l1 {l1.item():.4f}", flush=True
+            )
         if time.monotonic() - saved_at > 60:
             save(out, model, optimiser, step, time.monotonic() - began)
             saved_at = time.monotonic()

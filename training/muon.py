@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is made orthogonal, for weight matrices (convolutions are taken as matrices, one row an output)."""
+"""Muon: momentum whose update is made orthogonal, for matrices (a convolution counts as one, a row for each output)."""
 
 from __future__ import annotations
 

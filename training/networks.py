@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import torch
-from diffusers import UNet2DConditionModel
-from tokenizer import LENGTH, vocabulary
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from autopipeline.models.clip import CLIPTextModel, CLIPTextModelWithProjection
+from autopipeline.models.unet import UNet2DConditionModel
+from tokenizer import LENGTH, vocabulary
 
 WIDTH = 128  # of each text encoder
 UNET = {
     "sample_size": 32,
     "in_channels": 4,
     "out_channels": 4,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
     "block_out_channels": (48, 96, 192),
     "layers_per_block": 1,
     "norm_num_groups": 16,
@@ -51,12 +52,16 @@ class Painter(nn.Module):
     def __init__(self):
         super().__init__()
         self.unet = UNet2DConditionModel(**UNET)
-        self.text_encoder = CLIPTextModel(CLIPTextConfig(**text_config()))
-        self.text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig(**text_config()))
+        self.text_encoder = CLIPTextModel(**text_config())
+        self.text_encoder_2 = CLIPTextModelWithProjection(**text_config())
+        for encoder in (self.text_encoder, self.text_encoder_2):
+            for part in encoder.modules():
+                if isinstance(part, nn.Embedding):
+                    nn.init.normal_(part.weight, std=0.02)
         self._ignore_sizes()
 
     def _ignore_sizes(self) -> None:
-        """SDXL's six size numbers stay without effect: their columns are zero and get no gradient, so any value does."""
+        """SDXL's six size numbers stay without effect: their columns are zero and get no gradient."""
         weight = self.unet.add_embedding.linear_1.weight
         with torch.no_grad():
             weight[:, WIDTH:] = 0
@@ -66,12 +71,11 @@ class Painter(nn.Module):
 
     def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """ids (B, L) -> the tokens' states (B, L, 256) as SDXL takes them, and the pooled vector (B, 128)."""
-        first = self.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
-        second = self.text_encoder_2(ids, output_hidden_states=True)
-        return torch.cat([first, second.hidden_states[-2]], -1), second.text_embeds
+        first, second = self.text_encoder(ids), self.text_encoder_2(ids)
+        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.pooled
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """The velocity (B, 4, 32, 32); keep (B,) is 0 where the caption is dropped."""
         states, pooled = self.encode(ids)
-        added = {"text_embeds": pooled * keep[:, None], "time_ids": torch.zeros(len(x), 6, device=x.device)}
-        return self.unet(x, t, states * keep[:, None, None], added_cond_kwargs=added).sample
+        sizes = torch.zeros(len(x), 6, device=x.device)
+        return self.unet(x, t, states * keep[:, None, None], text_embeds=pooled * keep[:, None], time_ids=sizes)

@@ -1,7 +1,8 @@
 """Small scenes: what they are, how they are drawn and how they are said in words.
 
-A scene is one to three flat shapes on a plain or patterned background, 128x128 pixels. Everything is drawn from templates at
-positions that are multiples of four pixels, so that a shape looks the same to the autoencoder (four pixels a latent) wherever it stands.
+A scene is one to three flat shapes on a plain or patterned background, 128x128 pixels. Everything is drawn from
+templates at positions that are multiples of four pixels, so that a shape looks the same to the autoencoder (four pixels
+a latent) wherever it stands.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows, and its caption. `relation` holds between each thing and the next; `place` is a lone thing's."""
+    """What a picture shows, and its caption. `relation` is between a thing and the next, `place` a lone thing's."""
 
     things: tuple[Thing, ...]
     background: str
@@ -78,7 +79,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """One in ten combinations of objects is never trained on: decided by a checksum of the objects in reading order."""
+        """One in ten combinations of objects is never trained on; a checksum of them in reading order decides."""
         things = self.things[::-1] if self.relation in ("right of", "below") else self.things
         return zlib.crc32("; ".join(thing.key for thing in things).encode()) % 10 == 0
 
@@ -172,7 +173,11 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         turn = np.arctan2(u, -v + 1e-12)
         fold = abs((turn + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)  # angle to the nearest tip
         inner = 0.42
-        edge = inner * np.sin(np.pi / 5) / (np.sin(fold) * (1 - inner * np.cos(np.pi / 5)) + np.cos(fold) * inner * np.sin(np.pi / 5))
+        edge = (
+            inner
+            * np.sin(np.pi / 5)
+            / (np.sin(fold) * (1 - inner * np.cos(np.pi / 5)) + np.cos(fold) * inner * np.sin(np.pi / 5))
+        )
         return r <= edge
     if shape == "cross":
         return ((abs(u) <= 0.32) & (abs(v) <= 1)) | ((abs(v) <= 0.32) & (abs(u) <= 1))
@@ -184,7 +189,7 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 @cache
 def _template(shape: str, size: str) -> np.ndarray:
-    """Coverage of each pixel (2h, 2h), 0..1, by 8x8 supersampling; the shape's middle is the corner between four pixels."""
+    """Coverage of each pixel (2h, 2h), 0..1, by 8x8 supersampling; the middle is the corner between four pixels."""
     radius, half, fine = SIZES[size], SIZES[size] + 2, 8
     axis = ((np.arange(2 * half * fine) + 0.5) / fine - half) / radius
     mask = _inside(shape, axis[None, :], axis[:, None]).astype(np.float32)
@@ -196,7 +201,7 @@ def tint(colour: str) -> tuple[int, int, int]:
     if colour == "white":
         return (205, 205, 205)
     share = 0.28 if colour == "black" else 0.45
-    return tuple(int(round(c + (255 - c) * share)) for c in COLOURS[colour])  # type: ignore[return-value]
+    return tuple(round(c + (255 - c) * share) for c in COLOURS[colour])  # type: ignore[return-value]
 
 
 @cache

@@ -1,6 +1,6 @@
 """Make the CLIP-style tokenizer: every caption word is one token, and any other text still tokenizes, byte by byte.
 
-    python training/tokenizer.py FOLDER
+python training/tokenizer.py FOLDER
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-import scenes
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+import scenes
 
 LENGTH = 40
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -38,7 +39,12 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     vocab, merges = vocabulary()
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": True, "add_prefix_space": False}
+    settings = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": LENGTH,
+        "do_lower_case": True,
+        "add_prefix_space": False,
+    }
     files = {
         "vocab.json": json.dumps(vocab, ensure_ascii=False),
         "merges.txt": "\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n",

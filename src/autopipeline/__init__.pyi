@@ -1,4 +1,4 @@
-"""autopipeline: any diffusion checkpoint, any task, the right pipeline, fast. Written by autopipeline.stub."""
+"""autopipeline: any diffusion checkpoint, any task, the right pipeline. Written by autopipeline.stub."""
 
 from typing import Any
 

@@ -20,14 +20,32 @@ OURS: dict[str, Any] = {"seed": None, "cancel": None}
 INPUTS = {"image2image": "image", "inpaint": "mask_image"}
 BATCHED = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "image", "mask_image", "masked_image_latents")
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "latents")
-NUMBERS = (
-    "height width num_inference_steps original_inference_steps guidance_scale guidance_rescale eta clip_skip strength "
-    "aesthetic_score negative_aesthetic_score denoising_start denoising_end padding_mask_crop"
-).split()
-SEQUENCES = (
-    "timesteps sigmas original_size target_size crops_coords_top_left "
-    "negative_original_size negative_target_size negative_crops_coords_top_left"
-).split()
+NUMBERS = [
+    "height",
+    "width",
+    "num_inference_steps",
+    "original_inference_steps",
+    "guidance_scale",
+    "guidance_rescale",
+    "eta",
+    "clip_skip",
+    "strength",
+    "aesthetic_score",
+    "negative_aesthetic_score",
+    "denoising_start",
+    "denoising_end",
+    "padding_mask_crop",
+]
+SEQUENCES = [
+    "timesteps",
+    "sigmas",
+    "original_size",
+    "target_size",
+    "crops_coords_top_left",
+    "negative_original_size",
+    "negative_target_size",
+    "negative_crops_coords_top_left",
+]
 
 
 class Bound(NamedTuple):
@@ -97,7 +115,8 @@ def _surplus(family: Family, task: str, name: str) -> str:
     able = [NOUNS[other] for other, row in family.tasks.items() if name in row.params]
     needs = {"image2image": "image", "inpaint": "image and mask_image"}
     how = next((needs[other] for other, row in family.tasks.items() if name in row.params and other in needs), "")
-    return f"{name} has no effect on {NOUNS[task]} (it belongs to {' and '.join(able)}{f', which needs {how}' if how else ''})."
+    needed = f", which needs {how}" if how else ""
+    return f"{name} has no effect on {NOUNS[task]} (it belongs to {' and '.join(able)}{needed})."
 
 
 def runs(family: Family, bound: Bound, settings: Mapping[str, Any]) -> list[Run]:

@@ -20,7 +20,7 @@ from autopipeline import __version__
 from autopipeline.errors import Cancelled, CheckpointError, NotFiniteError
 from autopipeline.shipped import DEFAULT
 
-OPTIONS = dict(context_settings=dict(help_option_names=["-h", "--help"], max_content_width=110))
+OPTIONS: dict[str, Any] = dict(context_settings=dict(help_option_names=["-h", "--help"], max_content_width=110))
 
 
 def main() -> NoReturn:
@@ -156,7 +156,9 @@ def make(order: dict[str, Any], seed: int, count: int, quiet: bool) -> list[tupl
         "inputs": {path: recipe.digest(Path(path)) for path in images.values()},
         "versions": {"autopipeline": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
     }
-    return [(picture, facts | {"seed": seed + k, "size": list(picture.size)}) for k, picture in enumerate(result.images)]
+    return [
+        (picture, facts | {"seed": seed + k, "size": list(picture.size)}) for k, picture in enumerate(result.images)
+    ]
 
 
 def _is_plain(value: Any) -> bool:

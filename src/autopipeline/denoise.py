@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
             solver.scale(x, i), t.expand(len(x)), cond | extra, guide.branches, stage.predict, stage.network
         )
         pred = guide.combine(answer)  # type: ignore[arg-type]
-        step = solver.step(x, pred.mean, i, lambda x=x: run.random.like(x), **_variance(pred))
+        step = solver.step(x, pred.mean, i, partial(run.random.like, x), **_variance(pred))
         x, x0 = task.keep(step.x, solver, i + 1, position == len(indices) - 1), step.x0
         if not torch.isfinite(x).all():
             raise NotFiniteError(f"The {stage.name} gave NaN or infinity at step {position + 1} of {len(indices)}.")

@@ -17,12 +17,14 @@ HEADER_LIMIT = 100_000_000
 
 def inspect_model(name: str, *, revision: str | None = None, variant: str | None = None) -> dict[str, Any]:
     """Facts about a checkpoint: class, tasks, components with parameters and bytes, memory, download."""
-    fetch = {"revision": revision} if revision else {}
+    fetch: dict[str, Any] = {"revision": revision} if revision else {}
     folder = locate(name, only=lambda index: (), **fetch)
     index = read_index(folder)
     local = Path(name).is_dir() or not _is_repository(name, folder)
-    components = {
-        part: {"class": entry[1]} | _weights(folder / part, variant) for part, entry in index.components.items() if entry
+    components: dict[str, dict[str, Any]] = {
+        part: {"class": entry[1]} | _weights(folder / part, variant)
+        for part, entry in index.components.items()
+        if entry
     }
     explanation = explain(name, **fetch)
     facts: dict[str, Any] = {

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -225,7 +225,7 @@ class DiffusionPipeline:
                 with torch.no_grad():
                     event = loop.send(reply)
             except StopIteration as done:
-                x = done.value
+                x: Tensor = done.value
                 break
             if isinstance(event, Ask):
                 reply = answer([event])[0]
@@ -239,7 +239,7 @@ class DiffusionPipeline:
             )
         result = self._finish(bound.task, run, x)
         if last is not None:
-            yield StreamStep(**{**last.__dict__, "result": result})
+            yield replace(last, result=result)
 
     def _prepare(self, task: str, run: Run) -> tuple[Loop, Run]:
         args = dict(run.args)
@@ -396,7 +396,7 @@ class DiffusionPipeline:
     def save_pretrained(
         self, save_directory: str | Path, *, variant: str | None = None, max_shard_size: int | str = "10GB"
     ) -> None:
-        """Write the checkpoint as a folder; everything is written beside it first, so that nothing is left half-done."""
+        """Write the checkpoint as a folder; it is written beside it first, so that nothing is left half-done."""
         folder = Path(save_directory)
         if folder.is_file():
             raise ValueError(f"{folder} is a file; save_pretrained needs a folder.")

@@ -17,7 +17,7 @@ def count(args: Mapping[str, Any]) -> int:
         raise ValueError("A prompt is needed: pass prompt= (or prompt_embeds=).")
     if prompt is not None and embeds is not None:
         raise ValueError("Pass either prompt or prompt_embeds, not both.")
-    if prompt is None:
+    if embeds is not None:
         return len(embeds)
     if not isinstance(prompt, str | list | tuple):
         raise TypeError(f"prompt has to be a string or a list of strings, not {type(prompt).__name__}.")
@@ -39,7 +39,7 @@ def check(args: Mapping[str, Any]) -> None:
     positive, negative = args.get("prompt_embeds"), args.get("negative_prompt_embeds")
     if positive is not None and negative is not None and positive.shape != negative.shape:
         raise ValueError(
-            f"prompt_embeds {tuple(positive.shape)} and negative_prompt_embeds {tuple(negative.shape)} must have one shape."
+            f"prompt_embeds {tuple(positive.shape)} and negative_prompt_embeds {tuple(negative.shape)} differ in shape."
         )
 
 

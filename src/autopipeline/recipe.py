@@ -103,8 +103,8 @@ def name_for(prompt: str, seed: int) -> str:
 def targets(output: str | None, prompt: str, seed: int, count: int) -> list[Path]:
     """Where pictures go; ValueError if they can't, before anything is computed.
 
-    A named file is replaced (with several pictures: name-1.png, name-2.png ...); without a name, one from the prompt and
-    the seed is found that nobody has.
+    A named file is replaced (with several pictures: name-1.png, name-2.png ...); without a name, one from the prompt
+    and the seed is found that nobody has.
     """
     base = Path(output) if output else _free(Path(name_for(prompt, seed)), count)
     if base.is_dir() or (output and output.endswith(("/", os.sep))):

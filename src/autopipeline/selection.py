@@ -72,7 +72,7 @@ def possible(configs: Mapping[str, Mapping[str, Any]], task: str) -> str | None:
 
 
 def explain(checkpoint: str | Path, task: str | None = None, **fetch: Any) -> Explanation:
-    """Say which class is chosen for `task` ("text2image", "image2image", "inpaint"; None: the checkpoint's own), and why.
+    """Say which class is chosen for `task` ("text2image", "image2image", "inpaint"; None: its own), and why.
 
     Reads model_index.json and configs, no weights. Raises CheckpointError if there is no readable model_index.json.
     """

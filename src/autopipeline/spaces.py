@@ -77,7 +77,7 @@ class LatentSpace(NamedTuple):
         """Picture and mask, both cropped around the mask if `padding_mask_crop` is given, at the size of the result."""
         height, width, image = run["height"], run["width"], run["image"]
         box = crop_box(run)
-        fit = {"crop": box, "fill": box is not None, "multiple": self.factor}
+        fit: dict[str, Any] = {"crop": box, "fill": box is not None, "multiple": self.factor}
         latents = isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == self.channels
         pixels = image.float() if latents else images.pixels(image, height, width, **fit)
         return pixels, images.pixels(run["mask_image"], height, width, signed=False, grey=True, binary=True, **fit)
@@ -91,16 +91,14 @@ class LatentSpace(NamedTuple):
         vae = self._computing(always=True)
         posterior = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
         x = posterior.mode() if posterior.std is None else posterior.sample(random.like(posterior.mean))
-        mean, std = (None, None) if plain else self._statistics(x)
-        scale = self.vae.config.scaling_factor
-        return x * scale if mean is None else (x - mean) * scale / std
+        scale, shift = self.vae.config.scaling_factor, None if plain else self._statistics(x)
+        return x * scale if shift is None else (x - shift[0]) * scale / shift[1]
 
     def decode(self, x: Tensor) -> Tensor:
         """Pictures; raises NotFiniteError, naming the autoencoder, where they are not finite."""
         vae = self._computing()
-        mean, std = self._statistics(x)
-        scale = self.vae.config.scaling_factor
-        z = x / scale if mean is None else x * std / scale + mean
+        scale, shift = self.vae.config.scaling_factor, self._statistics(x)
+        z = x / scale if shift is None else x * shift[1] / scale + shift[0]
         pictures = vae.decode(z.to(device=vae.device, dtype=vae.dtype))
         if not torch.isfinite(pictures).all():
             raise NotFiniteError("The vae gave NaN or infinity while decoding; float16 is too narrow for some of them.")
@@ -111,11 +109,11 @@ class LatentSpace(NamedTuple):
         window = max(1, -(-max(x0.shape[-2:]) // 16))
         return self.decode(functional.avg_pool2d(x0, window, ceil_mode=True))
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         config = self.vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
-            return None, None
+            return None
         return x.new_tensor(mean).view(1, -1, 1, 1), x.new_tensor(std).view(1, -1, 1, 1)
 
     def _computing(self, always: bool = False) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from autopipeline.spaces import Space
 
 Cond = dict[str, Tensor]
-"""Conditioning, keyed by the network's own argument names; the rows are branch-major: all of the first, all of the second."""
+"""Conditioning, keyed by the network's own argument names; rows are branch-major: all of the first, then the second."""
 
 
 class Pred(NamedTuple):
@@ -44,7 +44,7 @@ class Step(NamedTuple):
     """The loop's report after each step; the driver may answer with tensors to go on with, by name."""
 
     stage: str
-    index: int  # from 0
+    index: int  # type: ignore[assignment]  # from 0; the tuple's own method is not needed
     total: int
     timestep: Tensor  # ()
     tensors: dict[str, Tensor]  # "latents", "prompt_embeds" ...: by the names that callbacks know

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autopipeline import _HOMES, families, names  # type: ignore[attr-defined]  # the stub does not show private names
 
-HEADER = '''"""autopipeline: any diffusion checkpoint, any task, the right pipeline, fast. Written by autopipeline.stub."""
+HEADER = '''"""autopipeline: any diffusion checkpoint, any task, the right pipeline. Written by autopipeline.stub."""
 
 from typing import Any
 

@@ -13,6 +13,8 @@ from autopipeline.tasks.image2image import Image2Image
 from autopipeline.tasks.text2image import Text2Image
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from autopipeline.schedulers import Grid
 
 _REST = (
@@ -51,11 +53,19 @@ def stages(components: Mapping[str, Any], run: Run) -> tuple[Stage, ...]:
         replace(
             stage,
             schedule=schedule,
-            guide=lambda run: Unguided(),
-            emit=lambda x, x0: x0,
+            guide=_unguided,
+            emit=_clean,
             public={**stage.public, "timestep_cond": "w_embedding"},
         ),
     )
+
+
+def _unguided(run: Run) -> Unguided:
+    return Unguided()
+
+
+def _clean(x: Tensor, x0: Tensor) -> Tensor:
+    return x0
 
 
 def check(components: Mapping[str, Any], args: Mapping[str, Any]) -> None:

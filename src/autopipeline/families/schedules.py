@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def schedule(scheduler: Scheduler, run: Run, device: Any) -> Grid:
-    """The grid of `num_inference_steps` (or own `timesteps` or `sigmas`), from where `strength` or `denoising_start` say."""
+    """The grid of `num_inference_steps` (or `timesteps`, `sigmas`), from where `strength` or `denoising_start` say."""
     timesteps, sigmas = run.get("timesteps"), run.get("sigmas")
     if timesteps is not None and sigmas is not None:
         raise ValueError("Pass either timesteps or sigmas, not both.")

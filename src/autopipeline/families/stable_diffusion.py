@@ -190,7 +190,7 @@ def finish(components: Components, run: Run, x: Tensor) -> Finished:
     """Decode, and let the safety checker look where there is one; what it flags turns black."""
     pictures = LatentSpace(components["vae"]).decode(x)
     checker, extractor = components.get("safety_checker"), components.get("feature_extractor")
-    if checker is None:
+    if checker is None or extractor is None:
         return Finished(pictures)
     shown = images.to_output(pictures, "pil", None)
     pixels = extractor(shown).to(device=checker.device, dtype=checker.dtype)
@@ -203,9 +203,11 @@ def adopt(components: dict[str, Any]) -> dict[str, Any]:
     """Mend the scheduler configurations of old checkpoints, as everybody's pictures assume: no clipping, offset 1."""
     scheduler = components.get("scheduler")
     changes: dict[str, Any] = {}
-    if scheduler is not None and scheduler.config.get("steps_offset", 1) != 1:
+    if scheduler is None:
+        return components
+    if scheduler.config.get("steps_offset", 1) != 1:
         changes["steps_offset"] = 1
-    if scheduler is not None and scheduler.config.get("clip_sample", False):
+    if scheduler.config.get("clip_sample", False):
         changes["clip_sample"] = False
     return components | {"scheduler": type(scheduler).from_config(scheduler, **changes)} if changes else components
 

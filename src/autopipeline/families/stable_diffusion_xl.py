@@ -176,8 +176,9 @@ def time_ids(components: Components, run: Run, x: Tensor) -> Tensor:
         if not from_noise:
             negative = (*(negative_original or original), *crops, *(negative_target or target))
         else:
-            both = negative_original is not None and negative_target is not None
-            negative = (*negative_original, *negative_crops, *negative_target) if both else positive
+            negative = positive
+            if negative_original is not None and negative_target is not None:
+                negative = (*negative_original, *negative_crops, *negative_target)
     rows = [negative, positive] if sd.guided(components, run) else [positive]
     table = torch.tensor(rows, dtype=stage_dtype(components), device=x.device)
     return table.repeat(run.batch, 1) if from_noise else table.repeat_interleave(run.batch, 0)

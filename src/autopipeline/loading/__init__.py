@@ -1,0 +1,1 @@
+"""Reading checkpoints: the index, the Hub, the components."""

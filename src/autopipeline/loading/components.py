@@ -12,6 +12,7 @@ import torch
 
 from autopipeline.errors import CheckpointError
 from autopipeline.loading.index import ModelIndex, component_path
+from autopipeline.models.network import Network
 from autopipeline.stage import Slot
 
 HOMES = {
@@ -27,10 +28,12 @@ HOMES = {
 }
 """Class name in model_index.json -> the module of ours that has it."""
 
-ALIASES = dict.fromkeys(
-    ("CLIPFeatureExtractor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"), "CLIPImageProcessor"
-)
-ALIASES |= {"CLIPTokenizerFast": "CLIPTokenizer"}
+ALIASES: dict[str, str] = {
+    "CLIPFeatureExtractor": "CLIPImageProcessor",
+    "CLIPImageProcessorFast": "CLIPImageProcessor",
+    "CLIPImageProcessorPil": "CLIPImageProcessor",
+    "CLIPTokenizerFast": "CLIPTokenizer",
+}
 
 
 def find_class(component: str, class_name: str) -> type[Any]:
@@ -68,7 +71,7 @@ def load_components(
 
     def load(name: str) -> Any:
         cls = classes[name]
-        if not issubclass(cls, torch.nn.Module):
+        if not issubclass(cls, Network):
             return cls.from_pretrained(paths[name])
         return cls.from_pretrained(
             paths[name],

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,7 @@ def resolve(
     pinned = fetch | {"revision": folder.name}
     files = choose(_listing(name, pinned), index, wanted, variant, use_safetensors)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda file: _download(name, file, **pinned), [file for file in files if file != FILE]))
+        list(pool.map(partial(_download, name, **pinned), [file for file in files if file != FILE]))
     return folder
 
 
@@ -162,10 +163,10 @@ def _options(fetch: dict[str, Any]) -> dict[str, Any]:
     return {name: fetch[name] for name in able if fetch.get(name) is not None}
 
 
-def _download(name: str, file: str, **fetch: Any) -> str:
+def _download(name: str, file: str, /, **fetch: Any) -> str:
     from huggingface_hub import hf_hub_download
 
-    return _said(lambda: hf_hub_download(name, file, **_options(fetch)), name, file, fetch)
+    return _said(partial(hf_hub_download, name, file, **_options(fetch)), name, file, fetch)
 
 
 def _listing(name: str, fetch: dict[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Networks: plain modules whose parameter names are the checkpoint's keys."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ class Level(nn.Module):
 
     def __init__(self, widths: list[int], groups: int, down: bool = False, up: bool = False) -> None:
         super().__init__()
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = itertools.pairwise(widths)
         self.resnets = nn.ModuleList([ResnetBlock(a, b, None, groups=groups, eps=1e-6) for a, b in pairs])
         if down:
             self.downsamplers = nn.ModuleList([Downsample(widths[-1], padding=0)])

@@ -144,9 +144,9 @@ def _fitted(tensor: Tensor, shape: torch.Size, key: str, file: Path) -> Tensor:
 def _materialize(network: torch.nn.Module, device: torch.device | str | None) -> None:
     """Buffers that are not in the checkpoint are computed by their modules, not loaded."""
     for module in network.modules():
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = module.recompute(name).to(device)  # type: ignore[operator]
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(module, name, module.recompute(name).to(device))  # type: ignore[operator]
 
 
 def _some(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ def _quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Any] = {
     "quick_gelu": _quick_gelu,
     "gelu": functional.gelu,
-    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
 }
 
 

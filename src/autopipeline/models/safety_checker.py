@@ -26,7 +26,7 @@ class StableDiffusionSafetyChecker(Network):
     library = "transformers"
 
     def __init__(self, projection_dim: int = 512, vision_config: dict[str, Any] | None = None) -> None:
-        config = VISION_DEFAULTS | (vision_config or {})
+        config: dict[str, Any] = VISION_DEFAULTS | (vision_config or {})
         self.vision_model = Vision(config)
         self.visual_projection = nn.Linear(config["hidden_size"], projection_dim, bias=False)
         self.concept_embeds = nn.Parameter(torch.ones(17, projection_dim), requires_grad=False)

@@ -6,7 +6,8 @@ Spacings: Lin et al. 2023, table 2. Curves: Karras et al. 2022, eq. 5; Lu et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,14 @@ def betas(config: Config) -> Tensor:
         return torch.linspace(low**0.5, high**0.5, count) ** 2
     if kind == "sigmoid":
         return torch.linspace(-6, 6, count).sigmoid() * (high - low) + low
-    bars = {
+    bars: dict[str, Callable[[float], float]] = {
         "squaredcos_cap_v2": lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2,
         "exp": lambda u: math.exp(u * -12.0),
     }
     if kind not in bars:
         raise ValueError(f"beta_schedule={kind!r} is not known.")
     level = [bars[kind](k / count) for k in range(count + 1)]
-    return torch.tensor([min(1 - after / before, 0.999) for before, after in zip(level, level[1:], strict=False)])
+    return torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(level)])
 
 
 def alphas_cumprod(config: Config, floor: float | None = None) -> Tensor:
@@ -66,8 +67,8 @@ def ratio(product: Tensor) -> Array:
 
 def spaced(config: Config, steps: int, *, beyond: int = 0, last: int | None = None) -> Array:
     """Training steps to take, falling, as floats; `beyond` leaves out that many at the end of a longer grid."""
-    total = config["num_train_timesteps"]
-    last = total if last is None else last
+    total: int = config["num_train_timesteps"]
+    last = last or total
     spacing = config["timestep_spacing"]
     if spacing == "linspace":
         return np.linspace(0, last - 1, steps + beyond)[::-1][:steps].copy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -195,7 +196,7 @@ class Scheduler:
             raise ValueError(f"num_inference_steps={steps} has to be a whole number from 1 to {total}.")
 
     def _check_timesteps(self, own: list[float]) -> None:
-        if not own or any(b >= a for a, b in zip(own, own[1:], strict=False)):
+        if not own or any(b >= a for a, b in itertools.pairwise(own)):
             raise ValueError("Own timesteps have to be in descending order, without repetition.")
         if not 0 <= own[-1] <= own[0] < self.config["num_train_timesteps"]:
             raise ValueError(f"Own timesteps have to lie in 0..{self.config['num_train_timesteps'] - 1}.")

@@ -139,8 +139,8 @@ class PNDM(Discrete):
         if self.count == 0:
             self.held = x
         weights = {1: (1,), 2: (3, -1), 3: (23, -16, 5), 4: (55, -59, 37, -9)}[len(self.seen)]
-        total = sum(w * p for w, p in zip(weights, reversed(self.seen), strict=True))
-        return self._transfer(x, t, after, total / sum(weights))
+        terms = [w * p for w, p in zip(weights, reversed(self.seen), strict=True)]
+        return self._transfer(x, t, after, sum(terms[1:], terms[0]) / sum(weights))
 
     def _transfer(self, x: Tensor, t: int, after: int, pred: Tensor) -> Tensor:
         """Liu et al. 2022, eq. 9."""
