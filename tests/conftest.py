@@ -15,7 +15,7 @@ import torch
 
 import tiny
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny networks gain nothing from more
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "sd": tiny.stable_diffusion,

@@ -170,7 +170,7 @@ def test_eight_threads_on_one_pipeline(load: Any, key: str) -> None:
         dict(prompt=f"red cat {k}", seed=k, num_inference_steps=2 + k % 4, height=h, width=w, guidance_scale=1.0 + k)
         for k, (h, w) in enumerate(sizes)
     ]
-    tasks = list(families.load(key).tasks) * 3
+    tasks = list(families.load(key).tasks) * 4
 
     def work(k: int) -> np.ndarray:
         task, job = tasks[k], dict(jobs[k])

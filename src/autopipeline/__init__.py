@@ -31,6 +31,7 @@ _HOMES = {
         "DDIMScheduler",
         "DDPMScheduler",
         "DPMSolverMultistepScheduler",
+        "EDMDPMSolverMultistepScheduler",
         "EulerAncestralDiscreteScheduler",
         "EulerDiscreteScheduler",
         "HeunDiscreteScheduler",

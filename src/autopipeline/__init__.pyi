@@ -21,6 +21,7 @@ from autopipeline.pipeline import Output as Output
 from autopipeline.schedulers import DDIMScheduler as DDIMScheduler
 from autopipeline.schedulers import DDPMScheduler as DDPMScheduler
 from autopipeline.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+from autopipeline.schedulers import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
 from autopipeline.schedulers import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
 from autopipeline.schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
 from autopipeline.schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler

@@ -156,8 +156,10 @@ def make(order: dict[str, Any], seed: int, count: int, quiet: bool) -> list[tupl
         "inputs": {path: recipe.digest(Path(path)) for path in images.values()},
         "versions": {"autopipeline": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
     }
+    batch = {"seed": seed, "count": count}
     return [
-        (picture, facts | {"seed": seed + k, "size": list(picture.size)}) for k, picture in enumerate(result.images)
+        (picture, facts | {"seed": seed + k, "size": list(picture.size), "batch": batch | {"index": k}})
+        for k, picture in enumerate(result.images)
     ]
 
 
@@ -214,7 +216,8 @@ def rerun(file: str, output: str | None, quiet: bool) -> int:
             raise ValueError(f"{path} has changed since the picture was made.")
     paths = recipe.targets(output, "", 0, 1) if output else []
     plain = {name: facts["call"][name] for name in facts["call"] if name in _call_names(facts)}
-    ((picture, new),) = make(facts | {"call": plain}, facts["seed"], 1, quiet)
+    batch = facts["batch"]  # the same neighbours: the arithmetic of a batch differs in the last digits
+    picture, new = make(facts | {"call": plain}, batch["seed"], batch["count"], quiet)[batch["index"]]
     for path in paths:
         recipe.save(picture, path, new)
     if recipe.pixels_digest(picture) == facts["pixels"]:

@@ -88,14 +88,14 @@ def curve_of(config: Config) -> str | None:
     return "lu" if config.get("use_lu_lambdas") else None
 
 
-def curve(name: str, config: Config, high: float, low: float, steps: int) -> Array:
+def curve(name: str, config: Config, high: float, low: float, steps: int, rho: float = 7.0) -> Array:
     """Sigmas from high to low along a named curve."""
     if name != "lu":
         high, low = config.get("sigma_max") or high, config.get("sigma_min") or low
     high, low = float(high), float(low)
     ramp = np.linspace(0, 1, steps)
     if name == "karras":
-        return (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+        return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
     if name in ("exponential", "lu"):
         return np.exp(np.linspace(math.log(high), math.log(low), steps))
     return low + _beta_quantile(1 - ramp) * (high - low)

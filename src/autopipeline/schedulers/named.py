@@ -310,6 +310,12 @@ class _OnLogRatios(Scheduler):
             raise ValueError(f"{type(self).__name__} with use_flow_sigmas is not built in this version.")
 
 
+def _own_solver(given: Any) -> dict[str, str]:
+    """The nearest kinds of DPM-Solver for those that configurations of DEIS and UniPC name."""
+    own = {"algorithm_type": "dpmsolver++"} if given.get("algorithm_type") == "deis" else {}
+    return own | ({"solver_type": "midpoint"} if given.get("solver_type") in ("logrho", "bh1", "bh2") else {})
+
+
 class DPMSolverMultistepScheduler(_OnLogRatios):
     """DPM-Solver++ (Lu et al. 2022b) and its relatives."""
 
@@ -343,9 +349,7 @@ class DPMSolverMultistepScheduler(_OnLogRatios):
     takes = ("timesteps",)
 
     def _configure(self, given: Any) -> None:
-        foreign = {"algorithm_type": {"deis": "dpmsolver++"}}
-        foreign["solver_type"] = dict.fromkeys(("logrho", "bh1", "bh2"), "midpoint")
-        super()._configure({k: foreign.get(k, {}).get(v, v) if isinstance(v, str) else v for k, v in given.items()})
+        super()._configure(dict(given) | _own_solver(given))
 
     def check(self) -> None:
         """Known algorithms, in combinations that don't divide by zero."""
@@ -369,6 +373,67 @@ class DPMSolverMultistepScheduler(_OnLogRatios):
 
     def _least(self, levels: Array, training: Array) -> float:
         return training[0]
+
+
+class EDMDPMSolverMultistepScheduler(Scheduler):
+    """DPM-Solver++ for models in the formulation of Karras et al. 2022, such as Playground 2.5."""
+
+    defaults = dict(
+        sigma_min=0.002,
+        sigma_max=80.0,
+        sigma_data=0.5,
+        sigma_schedule="karras",
+        num_train_timesteps=1000,
+        prediction_type="epsilon",
+        rho=7.0,
+        solver_order=2,
+        thresholding=False,
+        dynamic_thresholding_ratio=0.995,
+        sample_max_value=1.0,
+        algorithm_type="dpmsolver++",
+        solver_type="midpoint",
+        lower_order_final=True,
+        euler_at_final=False,
+        final_sigmas_type="zero",
+    )
+    solver_class = solvers.EDM
+
+    def _configure(self, given: Any) -> None:
+        super()._configure(dict(given) | _own_solver(given))
+
+    def check(self) -> None:
+        """Known algorithms, curves and predictions."""
+        super().check()
+        able = {
+            "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+            "solver_type": ("midpoint", "heun"),
+            "sigma_schedule": ("karras", "exponential"),
+            "prediction_type": ("epsilon", "v_prediction"),
+            "final_sigmas_type": ("zero", "sigma_min"),
+        }
+        for name, values in able.items():
+            if self.config[name] not in values:
+                raise ValueError(f"{name}={self.config[name]!r} has to be {' or '.join(map(repr, values))}.")
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: Any,
+        **extra: Any,
+    ) -> Grid:
+        """Sigmas along the curve; the network is told a quarter of their logarithm."""
+        config, count = self.config, steps or 1
+        levels = grids.curve(config.sigma_schedule, config, config.sigma_max, config.sigma_min, count, config.rho)
+        sigma = torch.from_numpy(levels.astype(np.float32))
+        last = config.sigma_min if config.final_sigmas_type == "sigma_min" else 0.0
+        return Grid(
+            timesteps=(0.25 * sigma.log()).to(device),
+            sigmas=torch.cat([sigma, torch.tensor([last])]),
+            steps=count,
+            init_noise_sigma=(config.sigma_max**2 + 1) ** 0.5,
+        )
 
 
 class UniPCMultistepScheduler(_OnLogRatios):
