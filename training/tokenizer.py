@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 
 import scenes
 
@@ -18,12 +20,24 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, learned from the word list until each word is one token."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", show_progress=False)
-    tokenizer.train_from_iterator([" ".join(words)], trainer)
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    """Byte-pair merges, learned from the words until each is one token; ties go by the alphabet, so always the same."""
+    spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(words)]
+    merges: list[tuple[str, str]] = []
+    while counts := Counter(pair for parts in spelled for pair in pairwise(parts)):
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        spelled = [_merged(parts, best) for parts in spelled]
+    return merges
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    made: list[str] = []
+    for part in parts:
+        if made and (made[-1], part) == pair:
+            made[-1] += part
+        else:
+            made.append(part)
+    return made
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -35,7 +49,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def write(folder: Path) -> None:
-    """vocab.json, merges.txt and the two settings files, as the peer's CLIPTokenizer reads them."""
+    """vocab.json, merges.txt and the two settings files, as transformers' CLIPTokenizer reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     vocab, merges = vocabulary()
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}

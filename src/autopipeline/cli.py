@@ -25,6 +25,7 @@ OPTIONS: dict[str, Any] = dict(context_settings=dict(help_option_names=["-h", "-
 
 def main() -> NoReturn:
     """Run the command line; every failure is one sentence and an exit code."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each retry is not worth a line
     warnings.showwarning = lambda message, *_, **__: click.echo(f"warning: {message}", err=True)  # type: ignore[assignment]
     sys.exit(run(sys.argv[1:]))
 

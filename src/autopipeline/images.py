@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from autopipeline.config import Config
+from autopipeline.errors import CheckpointError
 
 Box = tuple[int, int, int, int]
 Picture = Image.Image
 LANCZOS = Image.Resampling.LANCZOS
+COLOURS = (1, 3, 4)
+"""Channels that an array can have in its last dimension."""
 
 
 def pixels(
@@ -36,32 +40,34 @@ def pixels(
     """Pictures as float32 (B, C, H, W), in -1..1 where `signed`, else 0..1.
 
     Args:
-        image: a PIL picture, a path, an array (H, W, C) or (B, H, W, C) in 0..1 (or bytes), a tensor (C, H, W) or
-            (B, C, H, W) in 0..1 (or -1..1, if any value is negative), or a list of these.
+        image: a PIL picture, a path, an array (H, W), (H, W, C) or (B, H, W, C), a tensor (C, H, W) or (B, C, H, W),
+            or a list of these. Floats are in 0..1 (or -1..1, if any value is negative), uint16 in 0..65535, other
+            integers in 0..255; a mask of integers may also be of 0 and 1.
         height: of the result in pixels; the picture's own by default. Rounded down to a multiple of `multiple`.
         width: likewise.
         multiple: see above.
         signed: the range of the result.
-        grey: one channel in place of three.
+        grey: one channel in place of three; transparency is passed over, while it lies on white otherwise.
         binary: 1 from 0.5 on, else 0.
         crop: the part to take, in pixels of the picture: left, top, right, bottom (PIL pictures only).
         fill: keep the proportions and fill the border with the edge's colours (PIL pictures only).
 
     Raises:
         TypeError: for anything that is no picture.
-        ValueError: for pictures without pixels or of different sizes.
+        ValueError: for pictures without pixels, of different sizes, with values out of range, NaN or infinity.
+        FileNotFoundError: for a path that leads nowhere.
     """
     many = list(image) if isinstance(image, list | tuple) else [image]
     if not many:
         raise ValueError("The list of pictures is empty.")
+    many = [read(one) if isinstance(one, str | os.PathLike) else one for one in many]
     first = many[0]
-    if isinstance(first, str | os.PathLike):
-        many = [read(one) for one in many]
-        first = many[0]
     if isinstance(first, Picture):
         x = _from_pil(many, height, width, multiple, grey, crop, fill)
     elif isinstance(first, np.ndarray | Tensor):
-        x = _from_numbers(many, grey)
+        if crop or fill:
+            raise ValueError("Only PIL pictures can be cropped or filled up.")
+        x = _from_numbers(many, grey, binary)
         size = (_down(height or x.shape[2], multiple), _down(width or x.shape[3], multiple))
         x = functional.interpolate(x, size=size)
     else:
@@ -76,8 +82,10 @@ def read(path: str | os.PathLike[str]) -> Picture:
     try:
         with Image.open(path) as opened:
             return ImageOps.exif_transpose(opened)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} can't be read as a picture: {error}.") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no picture {os.fspath(path)}.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{os.fspath(path)} can't be read as a picture: {error}.") from None
 
 
 def _down(size: int, multiple: int) -> int:
@@ -101,43 +109,88 @@ def _from_pil(
 
 def _plain(picture: Picture, grey: bool) -> Picture:
     """A picture in a mode that can be resized: transparency lies on white, wide integers are scaled to bytes."""
+    if picture.mode == "F":
+        raise ValueError("A PIL picture of floats (mode F) has no known range; pass it as an array in 0..1.")
     if picture.mode.startswith("I"):
-        return Image.fromarray((np.asarray(picture, np.float64) / 257).clip(0, 255).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        values = np.asarray(picture, np.float64)
+        wide = picture.mode != "I" or values.max(initial=0) > 255  # mode I has no range of its own
+        return Image.fromarray((values / (257 if wide else 1)).clip(0, 255).astype(np.uint8))
+    if grey:
+        return picture
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         over = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
-    return picture if picture.mode in ("L", "RGB") else picture.convert("L" if grey else "RGB")
+    return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
 
 
-def _from_numbers(many: Sequence[Any], grey: bool) -> Tensor:
-    rows = [_one(x, grey) for x in many]
+def _from_numbers(many: Sequence[Any], grey: bool, binary: bool) -> Tensor:
+    rows = [_one(x, grey, binary) for x in many]
     if len({x.shape[1:] for x in rows}) > 1:
         raise ValueError("All pictures of a list have to be of one size.")
     x = torch.cat(rows)
-    if not x.numel():
-        raise ValueError("The picture has no pixels.")
-    wanted = (1,) if grey else (1, 3, 4)
+    if grey and x.shape[1] == 3:
+        x = (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)  # ITU-R 601, as PIL has it
+    wanted = (1,) if grey else (1, 3)
     if x.shape[1] not in wanted:
         raise ValueError(f"A picture has {x.shape[1]} channels; {' or '.join(map(str, wanted))} would do.")
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 and not grey else x
 
 
-def _one(x: Any, grey: bool) -> Tensor:
+def _one(x: Any, grey: bool, binary: bool) -> Tensor:
     """An array (…, H, W, C) or a tensor (…, C, H, W) as (B, C, H, W)."""
-    if isinstance(x, np.ndarray):
-        scaled = x.astype(np.float32) / (255 if x.dtype == np.uint8 else 1)
-        if scaled.ndim == 2 or (grey and scaled.ndim == 3 and scaled.shape[-1] != 1):
-            scaled = scaled[..., None]
-        scaled = scaled[None] if scaled.ndim == 3 else scaled
-        return _four(torch.from_numpy(np.ascontiguousarray(scaled)), x).permute(0, 3, 1, 2)
-    if not isinstance(x, Tensor):
+    if not isinstance(x, np.ndarray | Tensor):
         raise TypeError("A list of pictures has to be all of one kind.")
-    scaled = x.float() / (255 if x.dtype == torch.uint8 else 1)
-    if scaled.ndim == 2:
-        scaled = scaled[None]
-    if scaled.ndim == 3:
-        scaled = scaled[:, None] if grey else scaled[None]
-    return _four(scaled, x)
+    unit = _unit(x, binary)
+    if isinstance(x, Tensor):
+        unit = unit[None] if x.ndim == 2 else unit
+        unit = (unit[:, None] if grey else unit[None]) if unit.ndim == 3 else unit
+        return _four(unit, x)
+    if x.ndim == 2 or (grey and x.ndim == 3 and x.shape[-1] not in COLOURS):
+        unit = unit[..., None]
+    unit = _four(unit[None] if unit.ndim == 3 else unit, x).permute(0, 3, 1, 2)
+    return _opaque(unit, grey) if unit.shape[1] == 4 and unit.min() >= 0 else unit
+
+
+def _opaque(x: Tensor, grey: bool) -> Tensor:
+    """(B, 4, H, W) on white; for masks, without its transparency."""
+    return x[:, :3] if grey else x[:, :3] * x[:, 3:] + (1 - x[:, 3:])
+
+
+def _unit(x: Any, binary: bool) -> Tensor:
+    """Numbers of any kind as floats in 0..1 or -1..1."""
+    most = _most(x)
+    with np.errstate(over="ignore"):
+        floats = torch.from_numpy(x.astype(np.float32)) if isinstance(x, np.ndarray) else x.float()
+    if not floats.numel():
+        raise ValueError("The picture has no pixels.")
+    low, high = float(floats.min()), float(floats.max())
+    if not math.isfinite(low + high):
+        raise ValueError("The picture has NaN or infinity in it.")
+    if binary and high <= 1:
+        most = 1  # a mask of 0 and 1, in whatever numbers
+    least, largest = (0, most) if _whole(x) else (-2, 2)
+    if low < least or high > largest:
+        able = f"0..{most} for integers" if _whole(x) else "0..1 or -1..1 for floats"
+        raise ValueError(f"The picture's values go from {low:g} to {high:g}, which is not within {able}.")
+    return floats / most
+
+
+def _most(x: Any) -> int:
+    """What white is in numbers of that kind."""
+    kind = _kind(x)
+    if not kind.startswith(("bool", "float", "bfloat", "int", "uint")):
+        raise TypeError(f"A picture can't be of numbers of the kind {kind}.")
+    if not _whole(x):
+        return 1
+    return 65535 if kind == "uint16" else 255
+
+
+def _kind(x: Any) -> str:
+    return x.dtype.name if isinstance(x, np.ndarray) else str(x.dtype).removeprefix("torch.")
+
+
+def _whole(x: Any) -> bool:
+    return "int" in _kind(x)
 
 
 def _four(x: Tensor, given: Any) -> Tensor:
@@ -150,8 +203,8 @@ def fitted(picture: Picture, size: tuple[int, int]) -> Picture:
     """Resized within size (width, height) with its proportions kept; the border repeats the edges."""
     width, height = size
     wide = width / height < picture.width / picture.height
-    inner_w = width if wide else picture.width * height // picture.height
-    inner_h = picture.height * width // picture.width if wide else height
+    inner_w = width if wide else max(picture.width * height // picture.height, 1)
+    inner_h = max(picture.height * width // picture.width, 1) if wide else height
     inner = picture.resize((inner_w, inner_h), LANCZOS)
     left, top = width // 2 - inner_w // 2, height // 2 - inner_h // 2
     canvas = Image.new("RGB", size)
@@ -234,9 +287,9 @@ def to_output(x: Tensor, kind: str, denormalise: Sequence[bool] | None = None) -
 
 
 def same_size(image: Any, mask: Any) -> None:
-    """Raise ValueError if a picture and its mask differ in size."""
+    """Raise ValueError if a picture and its mask differ in size; latents have none that could differ."""
     for one, other in zip(_list(image), _list(mask), strict=False):
-        sizes = _size(one), _size(other)
+        sizes = None if _latents(one) else _size(one), _size(other)
         if None not in sizes and sizes[0] != sizes[1]:
             (a, b), (c, d) = sizes  # type: ignore[misc]
             raise ValueError(f"image is {a} x {b} pixels but mask_image is {c} x {d}; they have to be of one size.")
@@ -246,13 +299,23 @@ def _list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def _latents(picture: Any) -> bool:
+    return isinstance(picture, Tensor) and picture.ndim > 2 and picture.shape[-3] not in (1, 3)
+
+
 def _size(picture: Any) -> tuple[int, int] | None:
-    """Width and height; None for what is not known before it is read, and for latents."""
+    """Width and height; None for what is no picture."""
+    if isinstance(picture, str | os.PathLike):
+        picture = read(picture)
     if isinstance(picture, Picture):
         return picture.size
-    if isinstance(picture, Tensor) and not (picture.ndim == 4 and picture.shape[1] == 4):
-        return picture.shape[-1], picture.shape[-2]
-    return None
+    if not isinstance(picture, np.ndarray | Tensor) or picture.ndim < 2:
+        return None
+    colours = isinstance(picture, np.ndarray) and (
+        picture.ndim == 4 or (picture.ndim == 3 and picture.shape[-1] in COLOURS)
+    )
+    height, width = picture.shape[-3:-1] if colours else picture.shape[-2:]
+    return width, height
 
 
 CLIP_DEFAULTS: dict[str, Any] = dict(
@@ -278,9 +341,16 @@ class CLIPImageProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> CLIPImageProcessor:
-        """Read preprocessor_config.json from a folder."""
+        """Read preprocessor_config.json from a folder; CheckpointError where that fails."""
         path = (Path(folder, subfolder) if subfolder else Path(folder)) / "preprocessor_config.json"
-        content: Mapping[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path.parent} has no {path.name}.") from None
+        except ValueError:
+            raise CheckpointError(f"{path} is not valid JSON.") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} does not hold an object.")
         return cls(**content)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -291,7 +361,7 @@ class CLIPImageProcessor:
 
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
         """(B, 3, H, W): the shorter side resized, the middle cut out, normalised."""
-        return torch.stack([self._one(picture.convert("RGB")) for picture in pictures])
+        return torch.stack([self._one(_plain(picture, False).convert("RGB")) for picture in pictures])
 
     def _one(self, picture: Picture) -> Tensor:
         config = self.config

@@ -69,17 +69,23 @@ class LatentSpace(NamedTuple):
 
     def pixels(self, run: Run, image: Any) -> Tensor:
         """Pictures of any kind; sizes are rounded down to multiples of the factor."""
-        if isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == self.channels:
-            return image.float()
-        return images.pixels(image, multiple=self.factor)
+        latents = self._given(image)
+        return images.pixels(image, multiple=self.factor) if latents is None else latents
+
+    def _given(self, image: Any) -> Tensor | None:
+        """Latents that the caller gives for a picture: a tensor with their channels, or a list of such."""
+        many: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
+        if not all(isinstance(x, Tensor) and x.ndim in (3, 4) and x.shape[-3] == self.channels for x in many):
+            return None
+        return torch.cat([x if x.ndim == 4 else x[None] for x in many]).float() if many else None
 
     def masked_pixels(self, run: Run) -> tuple[Tensor, Tensor]:
         """Picture and mask, both cropped around the mask if `padding_mask_crop` is given, at the size of the result."""
         height, width, image = run["height"], run["width"], run["image"]
         box = crop_box(run)
         fit: dict[str, Any] = {"crop": box, "fill": box is not None, "multiple": self.factor}
-        latents = isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] == self.channels
-        pixels = image.float() if latents else images.pixels(image, height, width, **fit)
+        latents = self._given(image)
+        pixels = images.pixels(image, height, width, **fit) if latents is None else latents
         return pixels, images.pixels(run["mask_image"], height, width, signed=False, grey=True, binary=True, **fit)
 
     def mask(self, mask: Tensor) -> Tensor:

@@ -24,13 +24,8 @@ class CLIPTokenizer:
 
     def __init__(self, core: Tokenizer, *, length: int, pad: str, source: Path) -> None:
         self._core, self.model_max_length, self._source = core, length, source
-        self.start, self.end, self.pad = (self._id(token) for token in (START, END, pad))
-
-    def _id(self, token: str) -> int:
-        found = self._core.token_to_id(token)
-        if found is None:
-            raise CheckpointError(f"The tokenizer in {self._source} does not know its own token {token!r}.")
-        return found
+        vocabulary = core.get_vocab()
+        self.start, self.end, self.pad = (vocabulary[token] for token in (START, END, pad))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> CLIPTokenizer:
@@ -40,38 +35,39 @@ class CLIPTokenizer:
         config = _json(path / "tokenizer_config.json")
         special = _json(path / "special_tokens_map.json")
         length = config.get("model_max_length", 77)
-        core = Tokenizer(
-            models.BPE(vocabulary, merges, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
-        )
+        pad = _text(special.get("pad_token") or config.get("pad_token") or END)
+        for token in (START, END, pad):
+            if token not in vocabulary:
+                raise CheckpointError(f"The tokenizer in {path} does not know its own token {token!r}.")
+        core = Tokenizer(_model(vocabulary, merges, path))
         core.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         )
         split = pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True)
         core.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
         core.decoder = decoders.ByteLevel()
-        core.add_special_tokens([AddedToken(token, normalized=False) for token in (START, END)])
-        pad = special.get("pad_token") or config.get("pad_token") or END
-        return cls(core, length=length if 0 < length < 10**6 else 77, pad=_text(pad), source=path)
+        core.add_special_tokens([AddedToken(token, normalized=False) for token in dict.fromkeys((START, END, pad))])
+        return cls(core, length=length if 0 < length < 10**6 else 77, pad=pad, source=path)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the files that it came from."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            if (self._source / name).is_file():
+            if (self._source / name).is_file() and not self._source.samefile(folder):
                 shutil.copyfile(self._source / name, Path(folder, name))
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Ids (B, model_max_length); what does not fit is cut, the end token stays."""
         room = self.model_max_length - 2
         rows: list[list[int]] = []
-        for encoding in self._core.encode_batch(list(texts), add_special_tokens=False):
+        for encoding in self._core.encode_batch([_encodable(text) for text in texts], add_special_tokens=False):
             row = [self.start, *encoding.ids[:room], self.end]
             rows.append(row + [self.pad] * (self.model_max_length - len(row)))
         return torch.tensor(rows, dtype=torch.long)
 
     def cut(self, text: str) -> str:
         """The part of a text that does not fit; "" if all of it does."""
-        encoding = self._core.encode(text, add_special_tokens=False)
+        encoding = self._core.encode(_encodable(text), add_special_tokens=False)
         room = self.model_max_length - 2
         if len(encoding.ids) <= room:
             return ""
@@ -82,26 +78,53 @@ class CLIPTokenizer:
         return self._core.get_vocab_size()
 
 
-def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"The text {text!r} holds half a character (a lone surrogate).") from None
+    return text
+
+
+def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, ...]]]:
     whole = folder / "tokenizer.json"
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text("utf-8").split("\n")
         pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-        return _json(folder / "vocab.json"), [(a, b) for a, b in pairs]
+        return _json(folder / "vocab.json"), pairs
     if whole.is_file():
-        model = _json(whole)["model"]
-        pairs = [tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-        return model["vocab"], [(a, b) for a, b in pairs]
+        model = _json(whole).get("model")
+        if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
+            raise CheckpointError(f"{whole} holds no vocabulary with merges.")
+        return model["vocab"], [
+            tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
+        ]
     raise CheckpointError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json.")
+
+
+def _model(vocabulary: dict[str, int], merges: list[tuple[str, ...]], folder: Path) -> models.BPE:
+    odd = [pair for pair in merges if len(pair) != 2 or "".join(pair) not in vocabulary]
+    if odd:
+        raise CheckpointError(
+            f"The vocabulary in {folder} (vocab.json) lacks the merge {' '.join(odd[0])!r} (merges.txt)."
+        )
+    try:
+        pairs: Any = merges
+        return models.BPE(vocabulary, pairs, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
+    except Exception as error:  # whatever the library raises
+        raise CheckpointError(f"The tokenizer in {folder} is damaged: {error}.") from None
 
 
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8"))
     except ValueError:
         raise CheckpointError(f"{file} is not valid JSON.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} does not hold an object.")
+    return content
 
 
 def _text(token: Any) -> str:

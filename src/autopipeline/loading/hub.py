@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from autopipeline.errors import CheckpointError
 from autopipeline.loading.index import FILE, ModelIndex, read_index
 
-REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*|[\w][\w.-]*")
+REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|model|pytorch_model)"
     r"(?:-\d{5}-of-\d{5})?(?:\.(?P<variant>[\w-]+?))?(?:-\d{5}-of-\d{5})?"
@@ -67,7 +67,9 @@ def resolve(
     """
     name = str(name)
     if not REPOSITORY.fullmatch(name):
-        raise CheckpointError(f"{name} is neither a folder nor the name of a repository.")
+        raise CheckpointError(
+            f"{name} is neither a folder here, nor a shipped model, nor a repository of the form owner/name."
+        )
     folder = Path(_download(name, FILE, **fetch)).parent
     index = read_index(folder)
     wanted = set(index.components) if only is None else set(only(index))

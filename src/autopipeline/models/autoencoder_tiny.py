@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autopipeline.errors import CheckpointError
 from autopipeline.models.autoencoder_kl import Posterior
 from autopipeline.models.network import Network
 
@@ -59,6 +60,8 @@ class AutoencoderTiny(Network):
         shift_factor: float = 0.0,
         block_out_channels: tuple[int, ...] = (64, 64, 64, 64),
     ) -> None:
+        if act_fn != "relu":
+            raise CheckpointError(f"A tiny autoencoder with act_fn={act_fn!r} is not supported.")
         widths, back = list(encoder_block_out_channels), list(decoder_block_out_channels)
         down: list[nn.Module] = []
         for k, (width, count) in enumerate(zip(widths, num_encoder_blocks, strict=True)):

@@ -36,6 +36,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def built(cls: type[N], config: dict[str, Any], folder: Path) -> N:
+    """The network that config.json describes, on the meta device."""
+    try:
+        with torch.device("meta"):
+            return cls.from_config(config)
+    except CheckpointError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise CheckpointError(f"{folder / 'config.json'} does not describe a {cls.__name__}: {why}.") from error
+
+
 def weight_files(folder: Path, stem: str, variant: str | None, use_safetensors: bool) -> list[Path]:
     """The files that hold the weights: one, or the shards that an index names.
 
@@ -61,8 +73,10 @@ def weight_files(folder: Path, stem: str, variant: str | None, use_safetensors: 
 def _shards(index: Path) -> list[Path]:
     try:
         named = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{index} is not a valid index of shards.") from None
+    if not named or not all(isinstance(name, str) for name in named):
+        raise CheckpointError(f"{index} is not a valid index of shards.")
     for name in named:
         if Path(name).name != name:
             raise CheckpointError(f"{index} names {name}, which is outside its folder.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autopipeline.errors import CheckpointError
 from autopipeline.models.attention import attend
 from autopipeline.models.network import Network
 
@@ -57,6 +58,8 @@ class Perceptron(nn.Module):
 
     def __init__(self, width: int, inner: int, activation: str) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise CheckpointError(f"An encoder with hidden_act={activation!r} is not supported.")
         self.activation = ACTIVATIONS[activation]
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)

@@ -71,8 +71,7 @@ class Network(nn.Module):
         """
         path = Path(folder, subfolder) if subfolder else Path(folder)
         config = checkpoint.read_config(path)
-        with torch.device("meta"):
-            network = cls.from_config(config)
+        network = checkpoint.built(cls, config, path)
         return checkpoint.fill(
             network, path, dtype=torch_dtype or dtype, device=device, variant=variant, use_safetensors=use_safetensors
         ).eval()

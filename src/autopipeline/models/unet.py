@@ -146,7 +146,7 @@ class UNet2DConditionModel(Network):
         upcast_attention: bool = False,
         resnet_time_scale_shift: str = "default",
         resnet_skip_time_act: bool = False,
-        resnet_out_scale_factor: float = 1.0,
+        resnet_out_scale_factor: float = 1.0,  # of block types that this network does not have
         time_embedding_type: str = "positional",
         time_embedding_dim: int | None = None,
         time_embedding_act_fn: str | None = None,
@@ -172,7 +172,7 @@ class UNet2DConditionModel(Network):
         only_cross = _each(only_cross_attention, levels)
 
         def resnet(channels: int, out: int) -> ResnetBlock:
-            return ResnetBlock(channels, out, time, groups=groups, eps=norm_eps, scale=resnet_out_scale_factor)
+            return ResnetBlock(channels, out, time, groups=groups, eps=norm_eps)
 
         def transformer(level: int, depth: int, cross: bool) -> SpatialTransformer:
             return SpatialTransformer(
@@ -208,7 +208,7 @@ class UNet2DConditionModel(Network):
                 ResnetBlock(widths[-1], widths[-1], time, groups=groups, eps=norm_eps, scale=mid_block_scale_factor)
                 for _ in range(2)
             ],
-            [transformer(levels - 1, deepest, bool(mid_block_only_cross_attention))],
+            [transformer(levels - 1, deepest, False)],  # whatever mid_block_only_cross_attention says
         )
 
         ups: list[Stack] = []

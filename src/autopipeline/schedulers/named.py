@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -232,6 +232,11 @@ class EulerDiscreteScheduler(_OnSigmas):
     solver_class = solvers.Euler
     takes = ("timesteps", "sigmas")
 
+    def _check_timesteps(self, own: list[float]) -> None:
+        super()._check_timesteps(own)
+        if self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction":
+            raise ValueError("Own timesteps are steps of training, which timestep_type='continuous' does not have.")
+
 
 class EulerAncestralDiscreteScheduler(_OnSigmas):
     """Euler's method with fresh noise in every step."""
@@ -378,7 +383,7 @@ class DPMSolverMultistepScheduler(_OnLogRatios):
 class EDMDPMSolverMultistepScheduler(Scheduler):
     """DPM-Solver++ for models in the formulation of Karras et al. 2022, such as Playground 2.5."""
 
-    defaults = dict(
+    defaults: ClassVar[Mapping[str, Any]] = dict(
         sigma_min=0.002,
         sigma_max=80.0,
         sigma_data=0.5,
@@ -482,3 +487,6 @@ class UniPCMultistepScheduler(_OnLogRatios):
         unstable = self.config.solver_type == "bh1" or not self.config.predict_x0
         if unstable and self.config.final_sigmas_type == "zero":
             raise ValueError("solver_type='bh1' and predict_x0=False need final_sigmas_type='sigma_min', not 'zero'.")
+        ends_high = self.config.solver_order > 1 and not self.config.lower_order_final
+        if ends_high and self.config.final_sigmas_type == "zero":
+            raise ValueError("lower_order_final=False needs final_sigmas_type='sigma_min', not 'zero'.")

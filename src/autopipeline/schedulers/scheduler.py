@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,14 @@ from autopipeline.errors import CheckpointError
 
 Noise = Callable[[], Tensor]
 FILE = "scheduler_config.json"
+CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+CHOICES = {
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "interpolation_type": ("linear", "log_linear"),
+    "prediction_type": ("epsilon", "sample", "original_sample", "v_prediction", "flow_prediction"),
+    "timestep_spacing": ("leading", "linspace", "trailing"),
+}
+"""Values that a configuration may have, for the classes that have the key."""
 
 
 class Step(NamedTuple):
@@ -114,6 +123,9 @@ class Scheduler:
         curves = [name for name in ("karras", "exponential", "beta") if self.config.get(f"use_{name}_sigmas")]
         if len(curves) > 1:
             raise ValueError(f"{type(self).__name__} takes one curve of sigmas, not {' and '.join(curves)}.")
+        for name, able in CHOICES.items():
+            if name in self.defaults and self.config[name] not in able:
+                raise ValueError(f"{name}={self.config[name]!r} is not known; it can be {', '.join(able)}.")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | Scheduler, **changes: Any) -> Self:
@@ -188,6 +200,8 @@ class Scheduler:
             self._check_steps(steps)
         if timesteps is not None:
             self._check_timesteps(list(timesteps))
+        if sigmas is not None:
+            self._check_sigmas([float(sigma) for sigma in sigmas])
         return self.times(steps, timesteps, sigmas, device, **extra)
 
     def _check_steps(self, steps: int) -> None:
@@ -200,8 +214,13 @@ class Scheduler:
             raise ValueError("Own timesteps have to be in descending order, without repetition.")
         if not 0 <= own[-1] <= own[0] < self.config["num_train_timesteps"]:
             raise ValueError(f"Own timesteps have to lie in 0..{self.config['num_train_timesteps'] - 1}.")
-        if any(self.config.get(f"use_{name}_sigmas") for name in ("karras", "exponential", "beta")):
+        if any(self.config.get(name) for name in CURVES):
             raise ValueError("Own timesteps and a curve of sigmas contradict each other.")
+
+    def _check_sigmas(self, own: list[float]) -> None:
+        falls = all(a > b >= 0 for a, b in itertools.pairwise(own))
+        if len(own) < 2 or not falls or not math.isfinite(own[0]):
+            raise ValueError("Own sigmas have to be two or more finite numbers in descending order, down to 0 at most.")
 
     def times(
         self,

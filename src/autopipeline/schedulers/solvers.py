@@ -90,9 +90,7 @@ class DDPM(Discrete):
         if kind == "learned_range":
             share = (predicted.float() + 1) / 2  # type: ignore[union-attr]
             return (0.5 * (share * large.log().to(x) + (1 - share) * small.log().to(x))).exp()
-        if kind == "fixed_large_log":
-            return large.log().sqrt().to(x)
-        return (large if kind == "fixed_large" else small).sqrt().to(x)
+        return (large if kind.startswith("fixed_large") else small).sqrt().to(x)
 
 
 class PNDM(Discrete):

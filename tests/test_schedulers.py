@@ -1,0 +1,452 @@
+"""Every scheduler walks the way that the peer's scheduler of that name walks, step by step."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from autopipeline import schedulers
+
+diffusers = pytest.importorskip("diffusers")
+
+STEPS = 7
+SHAPE = (2, 3, 4, 4)
+NAMES = [name for name in schedulers.__all__ if name.endswith("Scheduler") and name != "Scheduler"]
+KINDS = ["epsilon", "sample", "v_prediction"]
+SPACINGS = ["leading", "linspace", "trailing"]
+LACKS = {  # prediction types that neither library's scheduler has
+    "PNDMScheduler": ["sample"],
+    "EDMDPMSolverMultistepScheduler": ["sample"],
+}
+CURVES = {"karras": dict(use_karras_sigmas=True), "exponential": dict(use_exponential_sigmas=True)} | {
+    "beta": dict(use_beta_sigmas=True)
+}
+CURVED = [name for name in NAMES if "use_karras_sigmas" in getattr(schedulers, name).defaults]
+SPACED = [name for name in NAMES if "timestep_spacing" in getattr(schedulers, name).defaults and name != "LCMScheduler"]
+ZERO_SNR = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction")
+PLAIN = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, skip_prk_steps=True)
+MIN = dict(final_sigmas_type="sigma_min")
+DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+EDM, EULER = "EDMDPMSolverMultistepScheduler", "EulerDiscreteScheduler"
+
+EXTRAS: list[tuple[str, dict[str, Any]]] = [
+    ("DDIMScheduler", dict(clip_sample=True, clip_sample_range=0.8)),
+    ("DDIMScheduler", dict(thresholding=True, sample_max_value=1.5, dynamic_thresholding_ratio=0.9)),
+    ("DDIMScheduler", dict(set_alpha_to_one=True, trained_betas=list(np.linspace(1e-4, 0.03, 1000)))),
+    ("DDIMScheduler", dict(beta_schedule="squaredcos_cap_v2")),
+    ("DDPMScheduler", dict(clip_sample=True)),
+    ("DDPMScheduler", dict(thresholding=True)),
+    ("DDPMScheduler", dict(beta_schedule="sigmoid")),
+    *[("DDPMScheduler", dict(variance_type=kind)) for kind in ("fixed_small_log", "fixed_large")],
+    *[("PNDMScheduler", dict(skip_prk_steps=False, prediction_type=kind)) for kind in ("epsilon", "v_prediction")],
+    ("PNDMScheduler", dict(set_alpha_to_one=True)),
+    ("LCMScheduler", dict(timestep_scaling=3.0, original_inference_steps=25)),
+    ("LCMScheduler", dict(clip_sample=True)),
+    (EULER, dict(interpolation_type="log_linear")),
+    (EULER, MIN),
+    (EULER, dict(timestep_type="continuous", prediction_type="v_prediction")),
+    (EULER, dict(timestep_type="continuous", prediction_type="v_prediction", use_karras_sigmas=True)),
+    (EULER, dict(use_karras_sigmas=True, sigma_min=0.05, sigma_max=11.0)),
+    (EULER, dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)),
+    ("HeunDiscreteScheduler", dict(clip_sample=True)),
+    *[(DPM, dict(solver_order=order, solver_type=kind)) for order in (1, 2, 3) for kind in ("midpoint", "heun")],
+    *[(DPM, dict(algorithm_type="dpmsolver", solver_order=order) | MIN) for order in (1, 2, 3)],
+    *[(DPM, dict(algorithm_type="sde-dpmsolver", solver_order=order) | MIN) for order in (1, 2)],
+    *[(DPM, dict(algorithm_type="sde-dpmsolver++", solver_order=order)) for order in (1, 2, 3)],
+    (DPM, dict(algorithm_type="sde-dpmsolver++", solver_type="heun", prediction_type="v_prediction")),
+    (DPM, dict(algorithm_type="dpmsolver", prediction_type="sample", solver_type="heun") | MIN),
+    (DPM, dict(lower_order_final=False, euler_at_final=True, solver_order=3)),
+    (DPM, dict(lower_order_final=False, solver_order=3) | MIN),
+    (DPM, dict(use_lu_lambdas=True)),
+    (DPM, dict(lambda_min_clipped=-5.1)),
+    (DPM, dict(thresholding=True, sample_max_value=1.5)),
+    (DPM, dict(beta_schedule="squaredcos_cap_v2", use_karras_sigmas=True)),
+    *[(DPM, dict(use_karras_sigmas=True, **more)) for more in (MIN, dict(algorithm_type="sde-dpmsolver++"))],
+    *[(EDM, dict(solver_order=order)) for order in (1, 2, 3)],
+    *[(EDM, dict(solver_order=order, sigma_schedule="exponential")) for order in (1, 2, 3)],
+    (EDM, dict(algorithm_type="sde-dpmsolver++", solver_type="heun")),
+    (EDM, dict(sigma_min=0.01, sigma_max=20.0, sigma_data=1.0, rho=5.0, prediction_type="v_prediction") | MIN),
+    *[(UNIPC, dict(solver_order=order)) for order in (1, 2, 3)],
+    *[(UNIPC, dict(solver_order=order, solver_type="bh1") | MIN) for order in (1, 2, 3)],
+    (UNIPC, dict(predict_x0=False) | MIN),
+    (UNIPC, dict(predict_x0=False, prediction_type="v_prediction", solver_order=3) | MIN),
+    (UNIPC, dict(disable_corrector=[0, 2])),
+    (UNIPC, dict(lower_order_final=False, solver_order=3) | MIN),
+    (UNIPC, dict(thresholding=True)),
+    (UNIPC, dict(use_karras_sigmas=True, sigma_min=0.05, sigma_max=11.0)),
+]
+
+
+def config_of(name: str, **changes: Any) -> dict[str, Any]:
+    """Stable Diffusion's betas and `changes`, as far as the class knows them."""
+    known = getattr(schedulers, name).defaults
+    return {key: value for key, value in (tiny.BETAS | PLAIN).items() if key in known} | changes
+
+
+def pair(name: str, **changes: Any) -> tuple[Any, Any]:
+    config = config_of(name, **changes)
+    return getattr(diffusers, name)(**config), getattr(schedulers, name)(**config)
+
+
+def network(x: Tensor, t: Any) -> Tensor:
+    """Stands in for a network: bounded, smooth, and different at every time."""
+    return torch.tanh(0.3 * x + 0.1 * torch.sin(torch.as_tensor(t, dtype=torch.float32)))
+
+
+def start(seed: int = 0) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def noise_of(generator: torch.Generator) -> Any:
+    return partial(torch.randn, SHAPE, generator=generator)
+
+
+def peers_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **grid: Any) -> list[Tensor]:
+    """Every (t, x) of the peer's own loop, from noise or from a noised picture."""
+    eta = grid.pop("eta", None)
+    scheduler.set_timesteps(**(grid or dict(num_inference_steps=STEPS)))
+    times, generator = scheduler.timesteps[begin:], torch.Generator().manual_seed(5)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    x = start() * scheduler.init_noise_sigma if picture is None else scheduler.add_noise(picture, start(), times[:1])
+    trail = [x]
+    takes = inspect.signature(scheduler.step).parameters
+    options: dict[str, Any] = {"generator": generator} if "generator" in takes else {}
+    for t in times:
+        said = network(scheduler.scale_model_input(x, t), t)
+        x = scheduler.step(said, t, x, **options | ({"eta": eta} if eta else {}), return_dict=False)[0]
+        trail += [t.float(), x]
+    return trail
+
+
+def our_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **grid: Any) -> list[Tensor]:
+    """The same with ours."""
+    eta = grid.pop("eta", 0.0)
+    steps = grid.pop("num_inference_steps", None if grid.keys() & {"timesteps", "sigmas"} else STEPS)
+    walked = scheduler.grid(steps, **grid).window(begin)
+    solver, noise = scheduler.solver(walked, eta=eta), noise_of(torch.Generator().manual_seed(5))
+    x = start() * walked.init_noise_sigma if picture is None else solver.noised(picture, start(), begin)
+    trail = [x]
+    for i in walked.indices:
+        t = walked.timesteps[i]
+        x = solver.step(x, network(solver.scale(x, i), t), i, noise).x
+        trail += [t.float(), x]
+    return trail
+
+
+def assert_same(expected: list[Tensor], actual: list[Tensor], tolerance: float = 1e-4) -> None:
+    assert len(actual) == len(expected)
+    for theirs, ours in zip(expected, actual, strict=True):
+        assert torch.isfinite(theirs).all()
+        assert (ours - theirs).abs().max() <= tolerance * max(1.0, float(theirs.abs().max()))
+
+
+def test_every_public_scheduler_is_tried() -> None:
+    assert {"DDIM", "DDPM", "PNDM", "LCM", "UniPCMultistep"} < {name.removesuffix("Scheduler") for name in NAMES}
+    assert set(CURVED) >= {EULER, "HeunDiscreteScheduler", DPM, UNIPC}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_predictions_and_spacings(name: str, kind: str) -> None:
+    """Each prediction type with each spacing, the whole way down."""
+    if kind in LACKS.get(name, []):
+        with pytest.raises(ValueError, match="prediction_type"):
+            getattr(schedulers, name)(**config_of(name, prediction_type=kind))
+        return
+    if name == "EulerAncestralDiscreteScheduler" and kind == "sample":
+        pytest.skip("the peer has not built it")
+    for spacing in SPACINGS if name in SPACED else [None]:
+        own = dict(timestep_spacing=spacing) if spacing else {}
+        peer, ours = pair(name, prediction_type=kind, **own)
+        assert_same(peers_walk(peer), our_walk(ours))
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("name", CURVED)
+def test_curves_of_sigmas(name: str, curve: str) -> None:
+    """Each curve with each spacing and prediction type."""
+    for spacing, kind in itertools.product(SPACINGS, ("epsilon", "v_prediction")):
+        peer, ours = pair(name, timestep_spacing=spacing, prediction_type=kind, **CURVES[curve])
+        assert_same(peers_walk(peer), our_walk(ours))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if "rescale_betas_zero_snr" in getattr(schedulers, name).defaults]
+)
+def test_zero_terminal_signal(name: str) -> None:
+    peer, ours = pair(name, **ZERO_SNR)
+    assert_same(peers_walk(peer), our_walk(ours))
+
+
+@pytest.mark.parametrize(("name", "changes"), EXTRAS, ids=str)
+def test_other_options(name: str, changes: dict[str, Any]) -> None:
+    peer, ours = pair(name, **changes)
+    assert_same(peers_walk(peer), our_walk(ours))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 16, 20, 50])
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_of_steps(name: str, steps: int) -> None:
+    """Short and long ways; multistep solvers change their order with the number of steps."""
+    if name == "PNDMScheduler" and steps == 1:
+        pytest.skip("the peer can't")
+    peer, ours = pair(name)
+    assert_same(peers_walk(peer, num_inference_steps=steps), our_walk(ours, num_inference_steps=steps))
+
+
+@pytest.mark.parametrize("name", [EULER, "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", DPM, UNIPC])
+def test_a_network_that_knows_the_picture_gets_there(name: str) -> None:
+    """With predictions of the clean sample that are always the same one, the way ends at it."""
+    scheduler = getattr(schedulers, name)(**config_of(name, prediction_type="sample"))
+    grid, picture = scheduler.grid(STEPS), start(4)
+    solver, x = scheduler.solver(grid), start() * grid.init_noise_sigma
+    for i in grid.indices:
+        step = solver.step(x, picture, i, noise_of(torch.Generator().manual_seed(1)))
+        assert torch.equal(step.x0, picture)
+        x = step.x
+    assert torch.allclose(x, picture, atol=1e-5)
+
+
+def test_variance_in_logarithms_is_the_same_variance() -> None:
+    """The peer takes the root of a negative logarithm here."""
+    plain, logs = (pair("DDPMScheduler", variance_type=kind)[1] for kind in ("fixed_large", "fixed_large_log"))
+    assert_same(our_walk(plain), our_walk(logs))
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_eta_of_ddim(eta: float, kind: str) -> None:
+    peer, ours = pair("DDIMScheduler", prediction_type=kind)
+    assert_same(peers_walk(peer, eta=eta), our_walk(ours, eta=eta))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "DDIMScheduler"])
+def test_eta_is_refused_elsewhere(name: str) -> None:
+    scheduler = getattr(schedulers, name)()
+    with pytest.raises(ValueError, match="DDIMScheduler"):
+        scheduler.solver(scheduler.grid(STEPS), eta=0.5)
+
+
+@pytest.mark.parametrize("skipped", [1, 3, 6])
+@pytest.mark.parametrize("name", NAMES)
+def test_starting_part_way(name: str, skipped: int) -> None:
+    """Image-to-image: a noised picture, from a later time of the same grid."""
+    peer, ours = pair(name)
+    begin = skipped * ours.order
+    assert ours.order == peer.order
+    expected, actual = (walk(s, begin, start(9)) for walk, s in ((peers_walk, peer), (our_walk, ours)))
+    assert_same(expected, actual)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noised_is_add_noise(name: str) -> None:
+    """A clean sample at every level of the grid; after the last one, itself."""
+    peer, ours = pair(name)
+    peer.set_timesteps(STEPS)
+    grid = ours.grid(STEPS)
+    solver = ours.solver(grid)
+    picture, noise = start(1), start(2)
+    for i, t in enumerate(peer.timesteps):
+        if hasattr(peer, "set_begin_index"):
+            peer.set_begin_index(i)
+        expected = peer.add_noise(picture, noise, t[None])
+        assert torch.allclose(solver.noised(picture, noise, i), expected, atol=1e-5, rtol=1e-5)
+    assert solver.noised(picture, noise, len(grid.timesteps)) is picture
+
+
+OWN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    *[
+        (name, {}, dict(timesteps=times))
+        for name in ("DDPMScheduler", EULER, "HeunDiscreteScheduler", "LCMScheduler", DPM)
+        for times in ([999, 759, 519, 259], [900, 850, 340, 300, 7], [999, 0])
+    ],
+    (EULER, {}, dict(sigmas=[14.6, 6.0, 2.5, 0.7, 0.1, 0.0])),
+    (EULER, dict(timestep_spacing="trailing"), dict(sigmas=[10.0, 1.0, 0.0])),
+    (DPM, dict(solver_order=3), dict(timesteps=[900, 850, 340, 300, 100, 7])),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "own"), OWN, ids=str)
+def test_own_times(name: str, changes: dict[str, Any], own: dict[str, Any]) -> None:
+    peer, ours = pair(name, **changes)
+    assert_same(peers_walk(peer, **own), our_walk(ours, **own))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_own_times_are_taken_where_the_peer_takes_them(name: str) -> None:
+    peer, ours = pair(name)
+    able = set(inspect.signature(peer.set_timesteps).parameters) & {"timesteps", "sigmas"}
+    if name == UNIPC:
+        able -= {"sigmas"}  # the peer's own are for flows alone
+        with pytest.raises(ValueError):
+            peer.set_timesteps(sigmas=[2.0, 0.0])
+    assert set(ours.takes) == able
+    for what, values in dict(timesteps=[900, 400, 10], sigmas=[9.0, 2.0, 0.0]).items():
+        if what not in able:
+            with pytest.raises(ValueError, match=f"{name} takes no own {what}"):
+                ours.grid(**{what: values})
+
+
+REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    (EULER, {}, dict(timesteps=[10, 900])),
+    ("DDPMScheduler", {}, dict(timesteps=[10, 900])),
+    ("DDPMScheduler", {}, dict(timesteps=[500, 500])),
+    ("DDPMScheduler", {}, dict(timesteps=[1000, 10])),
+    ("DDPMScheduler", {}, dict(timesteps=[])),
+    ("DDPMScheduler", {}, dict(timesteps=[5, -1])),
+    (EULER, dict(use_karras_sigmas=True), dict(timesteps=[900, 10])),
+    (DPM, dict(use_exponential_sigmas=True), dict(timesteps=[900, 10])),
+    (DPM, dict(use_lu_lambdas=True), dict(timesteps=[900, 10])),
+    ("HeunDiscreteScheduler", dict(use_beta_sigmas=True), dict(timesteps=[900, 10])),
+    (
+        EULER,
+        dict(timestep_type="continuous", prediction_type="v_prediction"),
+        dict(timesteps=[900, 10]),
+    ),
+    (EULER, {}, dict(sigmas=[1.0, 2.0, 0.0])),
+    (EULER, {}, dict(sigmas=[])),
+    (EULER, {}, dict(sigmas=[float("nan"), 0.0])),
+    (EULER, {}, dict(sigmas=[2.0, -1.0])),
+    (EULER, {}, dict(timesteps=[900, 10], sigmas=[2.0, 0.0])),
+    (EULER, {}, dict(steps=5, sigmas=[2.0, 0.0])),
+    (EULER, {}, {}),
+    ("LCMScheduler", {}, dict(steps=51)),
+    ("LCMScheduler", {}, dict(steps=4, original_inference_steps=1001)),
+    ("PNDMScheduler", dict(skip_prk_steps=False), dict(steps=3)),
+    *[("DDIMScheduler", {}, dict(steps=steps)) for steps in (0, -1, 1001, 2.5, True, "5")],
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "own"), REFUSED, ids=str)
+def test_impossible_times(name: str, changes: dict[str, Any], own: dict[str, Any]) -> None:
+    scheduler = getattr(schedulers, name)(**config_of(name, **changes))
+    with pytest.raises(ValueError) as raised:
+        scheduler.grid(**own)
+    assert str(raised.value).endswith(".")
+
+
+CONFIGS: list[tuple[str, dict[str, Any]]] = [
+    (EULER, dict(use_karras_sigmas=True, use_beta_sigmas=True)),
+    (DPM, dict(algorithm_type="dpmsolver")),
+    (DPM, dict(algorithm_type="other")),
+    (DPM, dict(solver_type="other")),
+    (UNIPC, dict(solver_type="other")),
+    ("DDIMScheduler", dict(beta_schedule="other")),
+    ("DDIMScheduler", dict(timestep_spacing="other")),
+    ("DDIMScheduler", dict(prediction_type="other")),
+    (EULER, dict(interpolation_type="other")),
+    (EULER, dict(final_sigmas_type="other")),
+    (UNIPC, dict(final_sigmas_type="other")),
+    (UNIPC, dict(lower_order_final=False, solver_order=3)),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), CONFIGS, ids=str)
+def test_impossible_configurations(name: str, changes: dict[str, Any]) -> None:
+    """What the peer refuses, sooner or later, is refused here too."""
+    for walk, library in ((peers_walk, diffusers), (our_walk, schedulers)):
+        with pytest.raises((ValueError, NotImplementedError, torch.linalg.LinAlgError)):
+            walk(getattr(library, name)(**config_of(name, **changes)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_key_is_refused_by_the_class_and_kept_by_from_config(name: str) -> None:
+    for library in (diffusers, schedulers):
+        with pytest.raises(TypeError, match="some_key"):
+            getattr(library, name)(some_key=1)
+        kept = getattr(library, name).from_config({**config_of(name), "some_key": 1})
+        assert kept.config["some_key"] == 1
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.permutations(NAMES, 2)))
+def test_from_config_across_classes(first: str, second: str) -> None:
+    """Shared keys go over, defaults do not, and what the second class lacks comes back with the first."""
+    changes = dict(prediction_type="v_prediction", timestep_spacing="trailing", num_train_timesteps=500)
+    known = getattr(schedulers, first).defaults
+    pairs = pair(first, **{key: value for key, value in changes.items() if key in known})
+    there = [getattr(lib, second).from_config(s.config) for lib, s in zip((diffusers, schedulers), pairs, strict=True)]
+    back = [getattr(lib, first).from_config(s.config) for lib, s in zip((diffusers, schedulers), there, strict=True)]
+    for name, (theirs, ours) in ((second, there), (first, back)):
+        for key in getattr(schedulers, name).defaults:
+            assert comparable(ours.config[key]) == comparable(theirs.config[key]), key
+    assert {key: back[1].config[key] for key in known} == {key: pairs[1].config[key] for key in known}
+
+
+def comparable(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_signature_is_the_peers(name: str) -> None:
+    """The same parameters in the same order with the same defaults."""
+    theirs, ours = (inspect.signature(getattr(library, name)).parameters for library in (diffusers, schedulers))
+    assert {key: comparable(p.default) for key, p in ours.items()} == {
+        key: comparable(p.default) for key, p in theirs.items()
+    }
+    assert list(ours) == list(theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_configurations_go_both_ways(name: str, tmp_path: Path) -> None:
+    changes = {} if name == EDM else dict(beta_end=0.013)
+    peer, ours = pair(name, **changes)
+    peer.save_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    read = getattr(schedulers, name).from_pretrained(tmp_path / "theirs")
+    theirs = getattr(diffusers, name).from_pretrained(tmp_path / "ours")
+    for key in ours.defaults:
+        assert comparable(theirs.config[key]) == comparable(ours.config[key]) == comparable(read.config[key])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_runs_share_one_scheduler(name: str) -> None:
+    """Steps of two runs, one of them part-way down another grid, taken in turn: the same as one after the other."""
+    scheduler = getattr(schedulers, name)(**config_of(name))
+    before = dict(scheduler.config)
+
+    def run(steps: int, seed: int) -> Any:
+        grid = scheduler.grid(steps).window(scheduler.order * (steps - 5))
+        solver, noise, x = scheduler.solver(grid), noise_of(torch.Generator().manual_seed(seed)), start(seed)
+        for i in grid.indices:
+            x = solver.step(x, network(solver.scale(x, i), grid.timesteps[i]), i, noise).x
+            yield x
+
+    serial = [list(run(5, 1)), list(run(8, 2))]
+    turns = list(itertools.zip_longest(run(5, 1), run(8, 2)))
+    for k, alone in enumerate(serial):
+        together = [turn[k] for turn in turns if turn[k] is not None]
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert dict(scheduler.config) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_computed_in_single(name: str) -> None:
+    """A step on float16 is the float32 step, cast back once."""
+    _, ours = pair(name)
+    grid = ours.grid(STEPS)
+    x = start().half() * grid.init_noise_sigma
+    said = network(x, 500).half()
+    results = []
+    for dtype in (torch.float16, torch.float32):
+        noise = noise_of(torch.Generator().manual_seed(1))
+        results.append(ours.solver(grid).step(x.to(dtype), said.to(dtype), 0, noise))
+    half, single = results
+    assert (half.x.dtype, half.x0.dtype) == (torch.float16, torch.float16)
+    assert torch.equal(half.x, single.x.half())
+
+
+def test_configurations_cannot_be_changed() -> None:
+    config = schedulers.DDIMScheduler().config
+    for change in (lambda: config.update(beta_end=1), lambda: setattr(config, "beta_end", 1)):
+        with pytest.raises(TypeError, match="from_config"):
+            change()
