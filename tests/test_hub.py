@@ -144,7 +144,7 @@ def test_tokens_and_gates(hub: Hub) -> None:
 def test_what_is_not_there(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(ap.CheckpointError, match="neither a folder here nor a repository"):
         ap.DiffusionPipeline.from_pretrained("nobody/nothing")
-    with pytest.raises(ap.CheckpointError, match="neither a folder nor the name of a repository"):
+    with pytest.raises(ap.CheckpointError, match="neither a folder here, nor a shipped model, nor a repository"):
         ap.DiffusionPipeline.from_pretrained("a/b/c/d")
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text("{}")

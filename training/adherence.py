@@ -265,7 +265,7 @@ def generate(pipe, prompts: list[str], steps: int, guidance: float, batch: int =
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         noise = torch.cat(
-            [torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(start + i)) for i in range(len(part))]
+            [torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(start + i)) for i in range(len(part))]
         )
         out = pipe(
             part,

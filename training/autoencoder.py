@@ -1,6 +1,6 @@
-"""Train the autoencoder: 128x128 pictures to 32x32x4 latents whose first three channels stay close to a thumbnail.
+"""Train the autoencoder: its encoder learns the linear codec, its decoder learns to invert it sharply.
 
-    python training/autoencoder.py --out RUN/vae.pt --minutes 9
+    python training/autoencoder.py --out RUN/vae.pt --minutes 20
 
 The run is seeded and resumes from its own file; the learning rate follows the time used, so that it has decayed when
 time is up.
@@ -16,59 +16,54 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import codec
 import scenes
 from autopipeline.models.autoencoder_kl import AutoencoderKL
 
 CONFIG = {
     "sample_size": 128,
-    "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "up_block_types": ("UpDecoderBlock2D",) * 3,
-    "block_out_channels": (16, 32, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (24, 48, 64, 64),
     "layers_per_block": 1,
-    "latent_channels": 4,
+    "latent_channels": codec.CHANNELS,
     "norm_num_groups": 8,
     "mid_block_add_attention": False,
     "scaling_factor": 1.0,
     "force_upcast": False,
 }
+NOISE = 0.25
+"""The most noise on the latents that the decoder has to see through; a denoiser's result is never exact."""
 
 
 def build() -> AutoencoderKL:
     """A fresh autoencoder without doubt about its latents: the variance is next to nothing, without gradient."""
     model = AutoencoderKL(**CONFIG)
     with torch.no_grad():
-        model.quant_conv.weight[4:] = 0
-        model.quant_conv.bias[4:] = -14
+        model.quant_conv.weight[codec.CHANNELS :] = 0
+        model.quant_conv.bias[codec.CHANNELS :] = -14
     return model
 
 
-def pictures(seed: int, start: int, count: int) -> torch.Tensor:
-    """Pictures number `start`.. of the stream `seed`, (count, 3, 128, 128) in -1..1."""
-    drawn = np.stack([scenes.draw(scenes.sample(seed, i)) for i in range(start, start + count)])
-    return torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def crops(whole: torch.Tensor, rng: np.random.Generator, side: int) -> torch.Tensor:
-    """One crop of each picture; half of them on the latent grid, half anywhere."""
+    """One crop of each picture; three in four on the latent grid, the others anywhere."""
     if side == scenes.SIDE:
         return whole
-    step = 4 if rng.random() < 0.5 else 1
+    step = codec.CELL if rng.random() < 0.75 else 1
     y, x = (step * rng.integers(0, (scenes.SIDE - side) // step + 1, size=(2, len(whole)))).tolist()
     return torch.stack([w[:, b : b + side, a : a + side] for w, a, b in zip(whole, x, y, strict=True)])
 
 
 def loss_of(model: torch.nn.Module, x: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reconstruction from slightly noised latents, the thumbnail anchor, a weak pull to unit size; and the plain L1."""
+    """The encoder's error, and the reconstruction's from slightly noised latents; and the plain L1 of the latter."""
+    codes = codec.encode(x)
+    level = NOISE * torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device) ** 2
+    noise = torch.randn(codes.shape, generator=generator).to(x.device)
     with torch.autocast(x.device.type, torch.bfloat16):
         mean = model.encode(x).mean.float()
-        level = 0.12 * torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)
-        noise = torch.randn(mean.shape, generator=generator).to(x.device)
-        y = model.decode(mean + level * noise).float()
-    thumbnail = F.avg_pool2d(x, 4)
-    anchor = F.mse_loss(mean[:, :3], thumbnail)
-    size = (mean[:, 3].pow(2) - 1).relu().mean()
+        y = model.decode(codes + level * noise).float()
     l1 = F.l1_loss(y, x)
-    return l1 + 2 * F.mse_loss(y, x) + 1.0 * anchor + 0.1 * size, l1.detach()
+    return F.mse_loss(mean, codes) + l1 + 2 * F.mse_loss(y, x), l1.detach()
 
 
 def train(out: Path, minutes: float, seed: int, device: str, batch: int, lr: float) -> None:
@@ -87,7 +82,7 @@ def train(out: Path, minutes: float, seed: int, device: str, batch: int, lr: flo
             group["lr"] = lr * min(1.0, (step + 1) / 50) * max(0.02, 1 - done) ** 0.8
         side, size = (64, batch) if done < 0.75 else (scenes.SIDE, batch // 4)
         rng, generator = np.random.default_rng((seed, 1, step)), torch.Generator().manual_seed(seed * 1_000_003 + step)
-        x = crops(pictures(seed, step * batch, size), rng, side).to(device)
+        x = crops(codec.pictures(seed, step * batch, size), rng, side).to(device)
         loss, l1 = loss_of(model, x, generator)
         optimiser.zero_grad()
         loss.backward()
@@ -113,7 +108,7 @@ def save(out: Path, model, optimiser, step: int, used: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)

@@ -74,7 +74,7 @@ def export(vae: Path, run: Path, out: Path, scheduler: str) -> None:
     _json(out / "unet/config.json", {"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.30.0", **UNET})
     _json(
         out / "vae/config.json",
-        {"_class_name": "AutoencoderKL", "_diffusers_version": "0.30.0", **CONFIG, "scaling_factor": saved["scale"]},
+        {"_class_name": "AutoencoderKL", "_diffusers_version": "0.30.0", **CONFIG},
     )
     for name, kind in (("text_encoder", "CLIPTextModel"), ("text_encoder_2", "CLIPTextModelWithProjection")):
         _json(

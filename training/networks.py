@@ -7,21 +7,22 @@ from torch import nn
 
 from autopipeline.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from autopipeline.models.unet import UNet2DConditionModel
+from codec import CHANNELS
 from tokenizer import LENGTH, vocabulary
 
 WIDTH = 128  # of each text encoder
 UNET = {
-    "sample_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-    "block_out_channels": (48, 96, 192),
+    "sample_size": 16,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (96, 192),
     "layers_per_block": 1,
     "norm_num_groups": 16,
     "cross_attention_dim": 2 * WIDTH,
     "transformer_layers_per_block": 1,
-    "attention_head_dim": (2, 3, 6),
+    "attention_head_dim": (3, 6),
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 8,
@@ -75,7 +76,7 @@ class Painter(nn.Module):
         return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.pooled
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, ids: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-        """The velocity (B, 4, 32, 32); keep (B,) is 0 where the caption is dropped."""
+        """The velocity (B, 16, 16, 16); keep (B,) is 0 where the caption is dropped."""
         states, pooled = self.encode(ids)
         sizes = torch.zeros(len(x), 6, device=x.device)
         return self.unet(x, t, states * keep[:, None, None], text_embeds=pooled * keep[:, None], time_ids=sizes)

@@ -1,8 +1,8 @@
 """Small scenes: what they are, how they are drawn and how they are said in words.
 
 A scene is one to three flat shapes on a plain or patterned background, 128x128 pixels. Everything is drawn from
-templates at positions that are multiples of four pixels, so that a shape looks the same to the autoencoder (four pixels
-a latent) wherever it stands.
+templates at positions that are multiples of eight pixels, so that a shape looks the same to the autoencoder (eight
+pixels a latent) wherever it stands.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 
 SIDE = 128
+STEP = 8  # positions are multiples of it
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "ring", "heart")
 COLOURS = {
     "red": (222, 30, 38),
@@ -97,20 +98,26 @@ def _article(words: str) -> str:
 
 
 def _positions(rng, things: list[Thing], relation: str | None, place: str | None) -> list[tuple[int, int]]:
-    jitter = lambda reach: 4 * int(rng.integers(-reach, reach + 1))  # noqa: E731
+    def shifted(value: int, size: str = "small") -> int:
+        """Up to a step off, but never over the border."""
+        least = -(-(SIZES[size] + 2) // STEP) * STEP
+        return min(max(value + STEP * int(rng.integers(-1, 2)), least), SIDE - least)
+
     if len(things) == 1:
+        size = things[0].size
         if place is not None:
             x, y = PLACES[place]
-            return [(x + jitter(1), y + jitter(1))]
-        low = -(-(SIZES[things[0].size] + 2) // 4)
-        return [(4 * int(rng.integers(low, 33 - low)), 4 * int(rng.integers(low, 33 - low)))]
-    if len(things) == 2:
-        along = [32 - 4 * int(rng.integers(2)), 96 + 4 * int(rng.integers(2))]
-        across = [64 + jitter(2), 64 + jitter(2)]
-    else:
-        along, across = [24, 64, 104], [64 + jitter(1) for _ in things]
+            return [(shifted(x, size), shifted(y, size))]
+        low = -(-(SIZES[size] + 2) // STEP)
+        most = SIDE // STEP - low
+        return [(STEP * int(rng.integers(low, most + 1)), STEP * int(rng.integers(low, most + 1)))]
+    along = [32, 96] if len(things) == 2 else [24, 64, 104]
     if relation in ("right of", "below"):
         along.reverse()
+    if len(things) == 2:  # small ones may stand further out; large ones have just enough room
+        out = [STEP * int(rng.integers(2)) if thing.size == "small" else 0 for thing in things]
+        along = [at + (by if at > SIDE // 2 else -by) for at, by in zip(along, out, strict=True)]
+    across = [shifted(64) for _ in things]
     pairs = zip(along, across, strict=True)
     return [(a, b) if relation in ("left of", "right of") else (b, a) for a, b in pairs]
 

@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers
 
 import scenes
 
-LENGTH = 40
+LENGTH = 32
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
