@@ -134,7 +134,12 @@ def test_rerun_with_inputs(generate: Command, command: Command, tmp_path: Path) 
     ],
 )
 def test_failures_are_a_sentence_and_a_code(
-    generate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[Any, ...], code: int, sentence: str
+    generate: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[Any, ...],
+    code: int,
+    sentence: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     got, out, err = generate(*arguments)
@@ -152,9 +157,7 @@ def test_schedulers_by_short_names() -> None:
     assert cli.find_scheduler("UniPCMultistepScheduler").__name__ == "UniPCMultistepScheduler"
 
 
-def test_a_full_disk_leaves_nothing(
-    generate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing(generate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

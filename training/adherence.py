@@ -201,9 +201,15 @@ def _holds(relation: str, a: Seen, b: Seen) -> bool:
     return ahead > 0.15 and ahead > abs(aside)
 
 
-def _sort(view: View, relation: str) -> list[Seen]:
-    key = {"left": lambda s: s.x, "right": lambda s: -s.x, "above": lambda s: s.y, "below": lambda s: -s.y}[relation]
-    return sorted(view.things, key=key)
+def _faults(said: list[re.Match[str]], seen: tuple[Seen, ...], relation: str | None) -> list[str]:
+    """What is wrong when the things said are taken to be the things seen, in this order."""
+    wrong = []
+    for name in ("shape", "colour", "size"):
+        claims = [_SIZES.get(m["size"]) if name == "size" else m[name] for m in said]
+        wrong += [name for c, s in zip(claims, seen, strict=True) if c is not None and c != getattr(s, name)]
+    if relation and not all(_holds(relation, a, b) for a, b in itertools.pairwise(seen)):
+        wrong.append("place")
+    return wrong
 
 
 def judge(caption: str, picture: np.ndarray) -> list[str]:
@@ -223,15 +229,11 @@ def judge(caption: str, picture: np.ndarray) -> list[str]:
         else None
     )
     relation = _RELATIONS[between[1]] if between else None
-    seen = _sort(view, relation) if relation else list(view.things)
-    for name in ("shape", "colour", "size"):
-        claims = [_SIZES.get(m["size"]) if name == "size" else m[name] for m in said]
-        if any(c is not None and c != getattr(s, name) for c, s in zip(claims, seen, strict=True)):
-            wrong.append(name)
-    if relation and not all(_holds(relation, a, b) for a, b in itertools.pairwise(seen)):
-        wrong.append("place")
+    readings = (_faults(said, seen, relation) for seen in itertools.permutations(view.things))
+    wrong += dict.fromkeys(min(readings, key=len))
     if len(said) == 1 and (place := _thirds(caption)) is not None:
-        there = (_third(seen[0].x, "left", "right"), _third(seen[0].y, "top", "bottom"))
+        (thing,) = view.things
+        there = (_third(thing.x, "left", "right"), _third(thing.y, "top", "bottom"))
         wrong += ["place"] * (there != place)
     return wrong
 
