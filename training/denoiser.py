@@ -10,6 +10,7 @@ weights.
 from __future__ import annotations
 
 import argparse
+import socket
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -24,7 +25,10 @@ import codec
 import scenes
 from muon import Muon
 from networks import Painter
+from team import Team
 from tokenizer import LENGTH, vocabulary
+
+PART = 16  # pictures that a process takes at a time
 
 
 class Speller:
@@ -77,9 +81,9 @@ def loss_of(model: nn.Module, x0: torch.Tensor, ids: torch.Tensor, generator: to
 class Run:
     """Everything that a training run carries from step to step, and that its checkpoint holds."""
 
-    def __init__(self, seed: int, device: str, muon_lr: float, adam_lr: float):
+    def __init__(self, seed: int, device: str, muon_lr: float, adam_lr: float, team: Team | None = None):
         torch.manual_seed(seed)
-        self.seed, self.device = seed, device
+        self.seed, self.device, self.team = seed, device, team or Team()
         self.model = Painter().to(device)
         self.mean = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         named = list(self.model.named_parameters())
@@ -88,7 +92,7 @@ class Run:
         chosen = {id(p) for p in matrix}
         other = [p for _, p in named if id(p) not in chosen]
         self.optimisers = [
-            Muon(matrix, muon_lr),
+            Muon(matrix, muon_lr, team=self.team),
             torch.optim.AdamW(other, adam_lr, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.rates = (muon_lr, adam_lr)
@@ -96,22 +100,39 @@ class Run:
         self.step = self.seen = 0
         self.used = 0.0
 
-    def advance(self, batch: int, progress: float) -> torch.Tensor:
+    def advance(self, batch: int, progress: float, part: int = PART) -> float:
         """One optimiser step; `progress` in 0..1 sets the learning rate: short warm-up, flat, then linear to zero."""
         rate = min(1.0, (self.step + 1) / 100) * min(1.0, max(0.0, 1 - progress) / 0.6)
         for optimiser, full in zip(self.optimisers, self.rates, strict=True):
             optimiser.param_groups[0]["lr"] = full * rate
-        x0, ids = batch_of(self.seed, self.seen, batch, self.spell)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step)
-        loss = loss_of(self.model, x0.to(self.device), ids, generator)
-        loss.backward()
+        part = min(part, batch)
+        loss = torch.zeros(1)
+        for k in self.team.parts(f"step {self.step}", batch // part):
+            start = self.seen + k * part
+            x0, ids = batch_of(self.seed, start, part, self.spell)
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + start)
+            share = loss_of(self.model, x0.to(self.device), ids, generator) * (part / batch)
+            share.backward()
+            loss += share.detach().cpu()
+        self._gather(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad()
         self.step, self.seen = self.step + 1, self.seen + batch
         self._average()
-        return loss.detach()
+        return loss.item()
+
+    def _gather(self, loss: torch.Tensor) -> None:
+        """Sum gradients and loss over the team."""
+        if self.team.size == 1:
+            return
+        params = list(self.model.parameters())
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+        total = self.team.sum(torch.cat([loss, *(grad.flatten() for grad in grads)]))
+        loss.copy_(total[:1])
+        for p, rows in zip(params, total[1:].split([p.numel() for p in params]), strict=True):
+            p.grad = rows.view_as(p)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -142,19 +163,21 @@ class Run:
 def train(run: Run, out: Path, batch: int, progress: Callable[[Run], float]) -> None:
     began = saved_at = time.monotonic()
     before, losses = run.used, []
-    while (share := progress(run)) < 1:
-        losses.append(run.advance(batch, share).item())
+    first = run.team.rank == 0
+    while (share := run.team.told(progress(run))) < 1:
+        losses.append(run.advance(batch, share))
         run.used = before + time.monotonic() - began
-        if run.step % 50 == 0:
+        if first and run.step % 20 == 0:
             print(
                 f"{run.used:.0f} s, step {run.step}, seen {run.seen}, loss {np.mean(losses):.4f}, done {share:.3f}",
                 flush=True,
             )
             losses.clear()
-        if time.monotonic() - saved_at > 120:
+        if first and time.monotonic() - saved_at > 120:
             run.save(out)
             saved_at = time.monotonic()
-    run.save(out)
+    if first:
+        run.save(out)
 
 
 def schedule(args: argparse.Namespace, used: float) -> Callable[[Run], float]:
@@ -178,9 +201,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", action="store_true", help="a quarter faster on a CPU, after two minutes")
+    parser.add_argument("--workers", type=int, default=1, help="processes; one for each core does best on a CPU")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    run = Run(args.seed, args.device, args.muon_lr, args.adam_lr)
+    if args.workers == 1:
+        work(0, args, None)
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        torch.multiprocessing.spawn(work, (args, port), args.workers)
+
+
+def work(rank: int, args: argparse.Namespace, port: int | None) -> None:
+    team = None
+    if port is not None:
+        torch.set_num_threads(1)
+        team = Team.join(rank, args.workers, port)
+    run = Run(args.seed, args.device, args.muon_lr, args.adam_lr, team)
     if args.out.exists():
         run.load(args.out)
     if args.compile:

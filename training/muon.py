@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import torch
 
+from team import Team
+
 
 def orthogonal(g: torch.Tensor, rounds: int = 5) -> torch.Tensor:
     """Roughly U Vᵀ of each matrix of g (N, m, n), by the quintic Newton-Schulz iteration in bfloat16."""
@@ -22,8 +24,11 @@ def orthogonal(g: torch.Tensor, rounds: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Updates have root-mean-square 0.2 whatever the matrix's shape, so that learning rates are like Adam's."""
 
-    def __init__(self, params: Iterable[torch.nn.Parameter], lr: float = 1e-3, momentum: float = 0.95):
+    def __init__(
+        self, params: Iterable[torch.nn.Parameter], lr: float = 1e-3, momentum: float = 0.95, team: Team | None = None
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        self.team = team or Team()
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
@@ -36,7 +41,12 @@ class Muon(torch.optim.Optimizer):
             for (m, n), params in same.items():
                 directions = torch.stack([self._nesterov(p, group["momentum"]).reshape(m, n) for p in params])
                 scale = -group["lr"] * 0.2 * max(m, n) ** 0.5
-                for p, update in zip(params, orthogonal(directions), strict=True):
+                updates = torch.zeros_like(directions)  # each member works out some of them
+                mine = slice(self.team.rank, None, self.team.size)
+                if len(directions[mine]):
+                    updates[mine] = orthogonal(directions[mine])
+                self.team.sum(updates)
+                for p, update in zip(params, updates, strict=True):
                     p.add_(update.view_as(p), alpha=scale)
 
     def _nesterov(self, p: torch.nn.Parameter, momentum: float) -> torch.Tensor:
