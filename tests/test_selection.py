@@ -135,3 +135,21 @@ def test_the_wild() -> None:
             assert str(error).startswith("AutoPipeline can't find a pipeline linked to")
         if expected is not None:
             assert actual == expected, (class_name, task)
+
+
+def test_no_controlnet_is_none(checkpoint: Callable[[str], Path]) -> None:
+    for cls in (ap.AutoPipeline, ap.AutoPipelineForText2Image):
+        assert type(cls.from_pretrained(checkpoint("xl"), controlnet=None)) is ap.StableDiffusionXLPipeline
+
+
+def test_a_class_that_is_not_built_says_so() -> None:
+    with pytest.raises(AttributeError, match="FluxPipeline is not built in this version"):
+        _ = ap.FluxPipeline
+
+
+def test_dtypes_and_devices_in_every_spelling(checkpoint: Callable[[str], Path]) -> None:
+    load = ap.DiffusionPipeline.from_pretrained
+    assert load(checkpoint("sd"), torch_dtype=torch.float16, dtype="float16").dtype == torch.float16
+    mixed = load(checkpoint("sd"), dtype={"unet": "auto", "default": "bfloat16"}, device_map={"default": "cpu"})
+    assert (mixed.unet.dtype, mixed.vae.dtype) == (torch.float32, torch.bfloat16)
+    assert load(checkpoint("sd"), device_map=torch.device("cpu")).device.type == "cpu"
