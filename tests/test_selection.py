@@ -153,3 +153,18 @@ def test_dtypes_and_devices_in_every_spelling(checkpoint: Callable[[str], Path])
     mixed = load(checkpoint("sd"), dtype={"unet": "auto", "default": "bfloat16"}, device_map={"default": "cpu"})
     assert (mixed.unet.dtype, mixed.vae.dtype) == (torch.float32, torch.bfloat16)
     assert load(checkpoint("sd"), device_map=torch.device("cpu")).device.type == "cpu"
+
+
+def test_a_network_made_for_inpainting_refuses_other_calls_and_switches(checkpoint: Callable[[str], Path]) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint("sd-9"))
+    with pytest.raises(ValueError, match="made for inpainting and can't do text-to-image"):
+        pipe("red cat")
+    with pytest.raises(ValueError, match="made for inpainting and can't do image-to-image"):
+        ap.AutoPipelineForImage2Image.from_pipe(pipe)
+    assert ap.AutoPipelineForInpainting.from_pipe(pipe).tasks() == ("inpaint",)
+
+
+def test_from_pipe_takes_pipelines() -> None:
+    for cls in (ap.DiffusionPipeline, ap.AutoPipelineForText2Image, ap.StableDiffusionPipeline):
+        with pytest.raises(TypeError, match="takes a loaded pipeline, not str"):
+            cls.from_pipe("x")  # type: ignore[arg-type]

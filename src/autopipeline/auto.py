@@ -57,7 +57,13 @@ class _Auto:
         chosen = names.select(type(pipeline).__name__, cls.task, add=add, drop=drop)
         for name in ("enable_pag", *(["controlnet"] if drop else [])):
             parts.pop(name, None)
-        return pipeline_class(_runnable(chosen)).from_pipe(pipeline, **parts)
+        made = pipeline_class(_runnable(chosen)).from_pipe(pipeline, **parts)
+        reason = possible(
+            {name: part.config for name, part in made.components.items() if hasattr(part, "config")}, cls.task
+        )
+        if reason:
+            raise ValueError(reason)
+        return made
 
 
 def _addons(options: dict[str, Any]) -> list[str]:

@@ -149,8 +149,12 @@ class DiffusionPipeline:
 
     def tasks(self) -> tuple[str, ...]:
         """The tasks that this checkpoint can do: "text2image", "image2image", "inpaint"."""
+        return tuple(task for task in self.family.tasks if self._impossible(task) is None)
+
+    def _impossible(self, task: str) -> str | None:
+        """Why the networks can't do a task; None if they can."""
         configs = {name: dict(part.config) for name, part in self.components.items() if hasattr(part, "config")}
-        return tuple(task for task in self.family.tasks if possible(configs, task) is None)
+        return possible(configs, task)
 
     # --- the call --------------------------------------------------------------------------------------------
 
@@ -170,6 +174,9 @@ class DiffusionPipeline:
 
     def _check(self, bound: Bound) -> None:
         args = bound.args
+        reason = self._impossible(bound.task)
+        if reason:
+            raise ValueError(reason)
         if args["output_type"] not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={args['output_type']!r} has to be 'pil', 'np', 'pt' or 'latent'.")
         scale = args["cross_attention_kwargs"]
@@ -390,6 +397,8 @@ class DiffusionPipeline:
         `parts` replace components or settings.
         """
         target = type(pipeline) if cls is DiffusionPipeline else cls
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise TypeError(f"from_pipe takes a loaded pipeline, not {type(pipeline).__name__}.")
         if "torch_dtype" in parts or "dtype" in parts:
             raise TypeError("from_pipe changes nothing about the components; use pipe.to(dtype) where that is meant.")
         _check_names(target, parts)
