@@ -150,6 +150,166 @@ def test_pickled_weights_are_not_opened(copy: Any) -> None:
     assert loaded.unet.config.in_channels == 4
 
 
+def as_shard(folder: Path, name: str) -> None:
+    index = {"metadata": {}, "weight_map": dict.fromkeys(load_file(weights(folder)), name)}
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    weights(folder).unlink()
+
+
+def test_an_index_of_safetensors_opens_no_pickled_shard(copy: Any) -> None:
+    folder = copy("sd")
+    torch.save(load_file(weights(folder)), folder / "unet" / "part.bin")
+    as_shard(folder, "part.bin")
+    assert "names part.bin, which is not safetensors" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["../vae/diffusion_pytorch_model.safetensors", "/etc/passwd"])
+def test_an_index_stays_in_its_folder(copy: Any, name: str) -> None:
+    folder = copy("sd")
+    as_shard(folder, name)
+    assert "outside its folder" in refusal(folder)
+
+
+class Code:
+    """What a hostile pickle holds."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize("content", [Code(), [1, 2], {"a": 1}, b"rubbish"])
+def test_pickled_weights_run_no_code(copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = copy("sd")
+    weights(folder).unlink()
+    file = folder / "unet" / "diffusion_pytorch_model.bin"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    with pytest.raises(ap.CheckpointError, match="without running code|else than tensors"):
+        ap.DiffusionPipeline.from_pretrained(folder, use_safetensors=False)
+    assert not Path("executed").exists()
+
+
+def test_pickled_weights_of_old_versions(copy: Any) -> None:
+    folder = copy("sd")
+    state = load_file(weights(folder))
+    weights(folder).unlink()
+    torch.save(state, folder / "unet" / "diffusion_pytorch_model.bin", _use_new_zipfile_serialization=False)
+    loaded = ap.DiffusionPipeline.from_pretrained(folder, use_safetensors=False)
+    assert torch.equal(loaded.unet.conv_in.weight, state["conv_in.weight"])
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("vae/config.json", "[]"), ("vae/config.json", "[" * 100_000), ("scheduler/scheduler_config.json", "[1]")],
+)
+def test_odd_configs(copy: Any, file: str, text: str) -> None:
+    folder = copy("sd")
+    (folder / file).write_text(text)
+    assert Path(file).name in refusal(folder)
+
+
+def test_channels_that_are_no_numbers(copy: Any) -> None:
+    folder = copy("sd")
+    file = folder / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"latent_channels": "x"}))
+    with pytest.raises(ValueError, match="4 and 'x' as numbers of channels"):
+        ap.AutoPipelineForText2Image.from_pretrained(folder)
+
+
+def test_whole_numbers_as_weights(copy: Any) -> None:
+    folder = copy("sd")
+    save_file(load_file(weights(folder)) | {"conv_in.bias": torch.zeros(16, dtype=torch.int32)}, weights(folder))
+    assert "conv_in.bias" in refusal(folder)
+
+
+def test_names_that_are_no_checkpoint(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ap.CheckpointError, match="is empty"):
+        ap.DiffusionPipeline.from_pretrained("")
+    with pytest.raises(ap.CheckpointError, match="is a file; a checkpoint is a folder"):
+        ap.DiffusionPipeline.from_pretrained(checkpoint("sd") / "model_index.json")
+    with pytest.raises(ap.CheckpointError, match="neither a folder"):
+        ap.DiffusionPipeline.from_pretrained("a" * 5000)
+
+
+LOADS: list[tuple[type[Exception], str, dict[str, Any]]] = [
+    (ValueError, "can't hold weights", dict(dtype="int8")),
+    (ValueError, "can't hold weights", dict(torch_dtype=torch.int8)),
+    (ValueError, "dtype names 'unett', which is no component; did you mean 'unet'", dict(dtype={"unett": "float16"})),
+    (ValueError, "device_map names 'unett', which is no component; did you", dict(device_map={"unett": "cpu"})),
+    (ValueError, "contradict each other", dict(dtype="float32", torch_dtype=torch.float16)),
+    (ValueError, "'meta' is no device", dict(device_map="meta")),
+    (ValueError, "3.5 is no device", dict(device_map=3.5)),
+    (ValueError, "'sequential' is no device", dict(device_map="sequential")),
+    (ValueError, "can't use one here", dict(device_map="xpu")),
+    (ValueError, "set HTTPS_PROXY", dict(proxies={"https": "x"})),
+    (ap.CheckpointError, "no variant 'fp16'; there are no variants at all", dict(variant="fp16")),
+    (TypeError, "vae has to be AutoencoderKL or AutoencoderTiny, not str", dict(vae="x")),
+    (TypeError, "scheduler has to be Scheduler, not PNDMScheduler of diffusers", "peer"),  # type: ignore[list-item]
+]
+
+
+@pytest.mark.parametrize(("error", "says", "options"), LOADS)
+def test_bad_options_of_loading(checkpoint: Checkpoint, error: type[Exception], says: str, options: Any) -> None:
+    if options == "peer":
+        import diffusers
+
+        options = dict(scheduler=diffusers.PNDMScheduler())
+    with pytest.raises(error, match=says) as raised:
+        ap.DiffusionPipeline.from_pretrained(checkpoint("sd"), **options)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpus_that_are_not_there(checkpoint: Checkpoint, pipe: Any) -> None:
+    for name in ("cuda", 0, torch.device("cuda"), {"unet": "cuda:1"}):
+        with pytest.raises(ValueError, match="no GPU"):
+            ap.DiffusionPipeline.from_pretrained(checkpoint("sd"), device_map=name)
+    with pytest.raises(ValueError, match="no GPU"):
+        pipe.to("cuda")
+    with pytest.warns(UserWarning, match="found no GPU; everything goes on the CPU"):
+        ap.DiffusionPipeline.from_pretrained(checkpoint("sd"), device_map="balanced")
+
+
+def test_moving_to_what_is_no_place(pipe: Any) -> None:
+    for args, says in ((("gpu",), "no device"), (("meta",), "no device"), (("cpu", "cpu"), "takes one device")):
+        with pytest.raises((ValueError, TypeError), match=says):
+            pipe.to(*args)
+    with pytest.raises(ValueError, match="can't hold weights"):
+        pipe.to(torch.int8)
+    assert pipe.to("cpu", dtype="float32", silence_dtype_warnings=True) is pipe
+
+
+def test_a_variant_that_some_components_lack(copy: Any) -> None:
+    folder = copy("sd")
+    save_file({key: tensor.half() for key, tensor in load_file(weights(folder)).items()}, folder / "unet" / HALF)
+    with pytest.warns(UserWarning, match="vae, text_encoder have no variant 'fp16'; the plain weights are taken"):
+        loaded = ap.DiffusionPipeline.from_pretrained(folder, variant="fp16", dtype="auto")
+    assert (loaded.unet.dtype, loaded.vae.dtype) == (torch.float16, torch.float32)
+    with pytest.raises(ap.CheckpointError, match="no variant 'ema'; there are fp16"):
+        ap.DiffusionPipeline.from_pretrained(folder, variant="ema")
+
+
+HALF = "diffusion_pytorch_model.fp16.safetensors"
+
+
+def test_the_class_of_another_family(checkpoint: Checkpoint, pipe: Any) -> None:
+    with pytest.raises(ValueError, match="components are not those of a StableDiffusionPipeline; AutoPipelineForText2"):
+        ap.StableDiffusionPipeline.from_pretrained(checkpoint("xl"))
+    with pytest.raises(ValueError, match="components are not those of a StableDiffusionXLImg2ImgPipeline"):
+        ap.StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
+    assert ap.StableDiffusionPipeline.from_pretrained(checkpoint("lcm"))  # relatives
+
+
+def test_switching_with_components_that_do_not_fit(pipe: Any) -> None:
+    with pytest.raises(TypeError, match="vae has to be AutoencoderKL or AutoencoderTiny, not UNet2DConditionModel"):
+        ap.AutoPipelineForImage2Image.from_pipe(pipe, vae=pipe.unet)
+    with pytest.raises(TypeError, match="from_pipe changes nothing about the components"):
+        ap.AutoPipelineForImage2Image.from_pipe(pipe, torch_dtype=torch.float16)
+
+
 def test_code_from_checkpoints_is_not_run(checkpoint: Checkpoint) -> None:
     for options in (dict(trust_remote_code=True), dict(custom_pipeline="x")):
         with pytest.raises(ValueError, match="no code from checkpoints"):
@@ -159,6 +319,7 @@ def test_code_from_checkpoints_is_not_run(checkpoint: Checkpoint) -> None:
 CALLS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "did you mean 'guidance_scale'", dict(guidence_scale=3)),
     (ValueError, "height=100 is not a positive multiple of 8", dict(height=100, width=64)),
+    (ValueError, "width=0 is not a positive", dict(width=0)),
     (ValueError, "width=-8", dict(height=64, width=-8)),
     (ValueError, "strength has to be between 0 and 1, not 1.5", dict(image=tiny.photo(), strength=1.5)),
     (TypeError, "strength has no effect on text-to-image", dict(strength=0.5)),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import tiny
 from autopipeline import cli, recipe
@@ -122,6 +125,18 @@ def test_rerun_with_inputs(generate: Command, command: Command, tmp_path: Path) 
         (("-o", "picture.jpg"), 2, "has to end in .png"),
         (("-o", "nowhere/picture.png"), 2, "nowhere does not exist"),
         (("--strength", 0.5), 2, "strength"),
+        (("-W", 0), 2, "width=0 is not a positive multiple of 8"),
+        (("-s", 2**64), 2, "not in the range"),
+        (("--cfg-scale", "nan"), 2, "no finite number"),
+        (("--scheduler", ""), 2, "--scheduler is empty"),
+        (("-m", ""), 2, "--model is empty"),
+        (("--device", "meta"), 2, "'meta' is no device"),
+        (("--device", "xpu"), 2, "can't use one here"),
+        (("--dtype", "int8"), 2, "can't hold weights"),
+        (("--variant", "fp16"), 3, "no variant 'fp16'; there are no variants at all"),
+        (("--task", "text2image", "-i", __file__), 2, "--image has no effect on --task text2image"),
+        (("--task", "image2image", "-i", __file__, "--mask", __file__), 2, "--mask has no effect"),
+        (("--mask", __file__), 2, "--mask needs --image"),
         (("-W", 65), 2, "width=65 is not a positive multiple of 8"),
         (("--scheduler", "eula"), 2, "There is no scheduler 'eula'"),
         (("--task", "image2image"), 2, "Image-to-image needs image"),
@@ -171,10 +186,17 @@ def test_a_full_disk_leaves_nothing(generate: Command, tmp_path: Path, monkeypat
 
 
 def test_an_unwritable_folder(generate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    def refused(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))  # root may write anywhere
+
+    monkeypatch.setattr(tempfile, "mkstemp", refused)
     code, _, err = generate("-o", tmp_path / "a.png")
     assert code == 2
-    assert "can't be written to" in err
+    assert "a.png can't be written: Permission denied." in err
+    monkeypatch.undo()
+    code, _, err = generate("-o", tmp_path / f"{'a' * 300}.png")
+    assert code == 2  # before anything is computed
+    assert "can't be written: File name too long." in err
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
@@ -189,6 +211,67 @@ def test_rerun_without_a_recipe(command: Command, tmp_path: Path) -> None:
     tiny.photo().save(tmp_path / "a.png")
     assert "holds no recipe" in command("rerun", tmp_path / "a.png")[2]
     assert "does not exist" in command("rerun", tmp_path / "b.png")[2]
+
+
+def test_rerun_where_everything_has_moved(
+    generate: Command, command: Command, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    monkeypatch.chdir(before)
+    tiny.photo().save("start.png")
+    assert generate("-i", "start.png", "-s", 1, "-o", "made.png")[0] == 0
+    before.rename(after)
+    monkeypatch.chdir(tmp_path)
+    assert command("rerun", after / "made.png", "-q")[1].strip() == "identical"  # beside the picture
+    (after / "start.png").rename(tmp_path / "elsewhere.png")
+    code, _, err = command("rerun", after / "made.png", "-q")
+    assert code == 2
+    assert "pass --image with its place" in err
+    shutil.copytree(checkpoint("sd"), tmp_path / "model")
+    moved = ("-i", tmp_path / "elsewhere.png", "-m", tmp_path / "model", "--device", "cpu")
+    assert command("rerun", after / "made.png", "-q", *moved)[1].strip() == "identical"
+    assert "recipe has no such picture" in command("rerun", after / "made.png", "-q", *moved, "--mask", "x.png")[2]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda facts: [],
+        lambda facts: {},
+        lambda facts: facts | {"call": "x"},
+        lambda facts: facts | {"batch": {"seed": 1, "count": 1, "index": 4}},
+        lambda facts: facts | {"batch": {"seed": None, "count": 1, "index": 0}},
+    ],
+)
+def test_rerun_of_a_damaged_recipe(
+    generate: Command, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any
+) -> None:
+    assert generate("-o", tmp_path / "a.png", "-s", 3)[0] == 0
+    facts = recipe.load(tmp_path / "a.png")
+    info = PngInfo()
+    info.add_itxt(recipe.KEY, json.dumps(damage(facts)))
+    tiny.photo().save(tmp_path / "b.png", pnginfo=info)
+    code, _, err = command("rerun", tmp_path / "b.png")
+    assert code == 2
+    assert "The recipe in" in err
+    assert "is damaged." in err
+
+
+def test_a_recipe_cannot_open_pickled_weights(generate: Command, tmp_path: Path) -> None:
+    assert generate("-o", tmp_path / "a.png", "-s", 3)[0] == 0
+    facts = recipe.load(tmp_path / "a.png")
+    facts["load"] |= {"use_safetensors": False, "token": "x"}
+    recipe.save(tiny.photo(), tmp_path / "b.png", facts)
+    assert set(recipe.load(tmp_path / "b.png")["load"]) == {"variant", "revision", "dtype"}
+
+
+def test_a_picture_of_enormous_size(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.photo().save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    code, _, err = command("rerun", tmp_path / "a.png")
+    assert code == 2
+    assert "can't be read as a picture" in err
 
 
 def test_names_are_not_taken_twice(tmp_path: Path) -> None:
@@ -217,6 +300,19 @@ def test_inspect_of_nothing(command: Command, tmp_path: Path) -> None:
     code, _, err = command("inspect", tmp_path)
     assert code == 3
     assert "model_index.json" in err
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[]", b'{"a": "b"}', b'{"a": {"dtype": "F32"}}', b"[" * 100_000, b'{"a":{"shape":[4],"data_offsets":[0,16]}}'],
+)
+def test_inspect_of_damaged_weights(command: Command, checkpoint: Checkpoint, tmp_path: Path, header: bytes) -> None:
+    folder = Path(shutil.copytree(checkpoint("sd"), tmp_path / "copy"))
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    code, _, err = command("inspect", folder)
+    assert code == 3
+    assert "diffusion_pytorch_model.safetensors is truncated or damaged." in err
 
 
 def test_models(command: Command) -> None:

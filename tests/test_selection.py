@@ -135,3 +135,36 @@ def test_the_wild() -> None:
             assert str(error).startswith("AutoPipeline can't find a pipeline linked to")
         if expected is not None:
             assert actual == expected, (class_name, task)
+
+
+def test_no_controlnet_is_none(checkpoint: Callable[[str], Path]) -> None:
+    for cls in (ap.AutoPipeline, ap.AutoPipelineForText2Image):
+        assert type(cls.from_pretrained(checkpoint("xl"), controlnet=None)) is ap.StableDiffusionXLPipeline
+
+
+def test_a_class_that_is_not_built_says_so() -> None:
+    with pytest.raises(AttributeError, match="FluxPipeline is not built in this version"):
+        _ = ap.FluxPipeline
+
+
+def test_dtypes_and_devices_in_every_spelling(checkpoint: Callable[[str], Path]) -> None:
+    load = ap.DiffusionPipeline.from_pretrained
+    assert load(checkpoint("sd"), torch_dtype=torch.float16, dtype="float16").dtype == torch.float16
+    mixed = load(checkpoint("sd"), dtype={"unet": "auto", "default": "bfloat16"}, device_map={"default": "cpu"})
+    assert (mixed.unet.dtype, mixed.vae.dtype) == (torch.float32, torch.bfloat16)
+    assert load(checkpoint("sd"), device_map=torch.device("cpu")).device.type == "cpu"
+
+
+def test_a_network_made_for_inpainting_refuses_other_calls_and_switches(checkpoint: Callable[[str], Path]) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint("sd-9"))
+    with pytest.raises(ValueError, match="made for inpainting and can't do text-to-image"):
+        pipe("red cat")
+    with pytest.raises(ValueError, match="made for inpainting and can't do image-to-image"):
+        ap.AutoPipelineForImage2Image.from_pipe(pipe)
+    assert ap.AutoPipelineForInpainting.from_pipe(pipe).tasks() == ("inpaint",)
+
+
+def test_from_pipe_takes_pipelines() -> None:
+    for cls in (ap.DiffusionPipeline, ap.AutoPipelineForText2Image, ap.StableDiffusionPipeline):
+        with pytest.raises(TypeError, match="takes a loaded pipeline, not str"):
+            cls.from_pipe("x")  # type: ignore[arg-type]

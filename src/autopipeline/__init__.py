@@ -59,6 +59,8 @@ def _pipeline(name: str) -> Any:
 
     coordinates = names.built().get(name)
     if coordinates is None:
+        if names.find(name) is not None:
+            raise AttributeError(f"{name} is not built in this version of autopipeline")
         raise AttributeError(f"module 'autopipeline' has no attribute {name!r}")
     from autopipeline.pipeline import pipeline_class
 

@@ -41,7 +41,7 @@ class _Auto:
         index = read_index(folder)
         chosen = _runnable(names.select(index.class_name, cls.task, add=_addons(options)))
         _refuse_impossible(folder, index, chosen)
-        options.pop("enable_pag", None)
+        options = _without_addons(options)
         return pipeline_class(chosen).from_pretrained(pretrained_model_or_path, **options)
 
     @classmethod
@@ -57,7 +57,13 @@ class _Auto:
         chosen = names.select(type(pipeline).__name__, cls.task, add=add, drop=drop)
         for name in ("enable_pag", *(["controlnet"] if drop else [])):
             parts.pop(name, None)
-        return pipeline_class(_runnable(chosen)).from_pipe(pipeline, **parts)
+        made = pipeline_class(_runnable(chosen)).from_pipe(pipeline, **parts)
+        reason = possible(
+            {name: part.config for name, part in made.components.items() if hasattr(part, "config")}, cls.task
+        )
+        if reason:
+            raise ValueError(reason)
+        return made
 
 
 def _addons(options: dict[str, Any]) -> list[str]:
@@ -65,6 +71,12 @@ def _addons(options: dict[str, Any]) -> list[str]:
     union = type(control).__name__ == "ControlNetUnionModel"
     add = [] if control is None else ["ControlNetUnion" if union else "ControlNet"]
     return [*add, "PAG"] if options.get("enable_pag") else add
+
+
+def _without_addons(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without the flags that only select a class; `controlnet=None` is the same as none given."""
+    off = {"enable_pag"} | ({"controlnet"} if options.get("controlnet") is None else set())
+    return {name: value for name, value in options.items() if name not in off}
 
 
 def _off(parts: dict[str, Any], flag: str) -> bool:
@@ -117,7 +129,7 @@ class AutoPipeline(_Auto):
         known = configs(folder, index)
         able = [task for task in here.row.classes if possible(known, task) is None]
         chosen = names.select(index.class_name, able[0] if able else here.task, add=_addons(options))
-        options.pop("enable_pag", None)
+        options = _without_addons(options)
         return pipeline_class(_runnable(chosen)).from_pretrained(pretrained_model_or_path, **options)
 
     @classmethod

@@ -7,6 +7,7 @@ generation failed; 130 interrupted.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -71,7 +72,7 @@ def cli() -> None:
 @click.option("--task", type=click.Choice(["text2image", "image2image", "inpaint"]), help="By default from the inputs.")
 @click.option("-i", "--image", type=click.Path(exists=True, dir_okay=False), help="Picture to start from.")
 @click.option("--mask", type=click.Path(exists=True, dir_okay=False), help="Mask: white is repainted.")
-@click.option("-s", "--seed", type=int, help="By default a new one each time.")
+@click.option("-s", "--seed", type=click.IntRange(0, 2**63 - 1), help="By default a new one each time.")
 @click.option("-n", "--count", type=click.IntRange(1), default=1, help="How many pictures, with seeds counted up.")
 @click.option("--steps", type=int, help="Denoising steps.")
 @click.option("-W", "--width", type=int, help="In pixels.")
@@ -89,6 +90,7 @@ def generate(prompt: str, **options: Any) -> int:
     """Make pictures that show PROMPT."""
     from autopipeline import recipe
 
+    _check_inputs(options)
     seed = options["seed"] if options["seed"] is not None else int.from_bytes(os.urandom(4), "little")
     paths = recipe.targets(options["output"], prompt, seed, options["count"])
     order = {
@@ -105,6 +107,22 @@ def generate(prompt: str, **options: Any) -> int:
         recipe.save(picture, path, facts)
         click.echo(str(path) if options["quiet"] else f"{path} (seed {facts['seed']})")
     return 0
+
+
+def _check_inputs(options: dict[str, Any]) -> None:
+    """The task and the pictures have to agree, as the pipeline would go by the pictures."""
+    task = options["task"]
+    if options["mask"] and not options["image"]:
+        raise ValueError("--mask needs --image, the picture that it belongs to.")
+    if task == "text2image" and options["image"]:
+        raise ValueError("--image has no effect on --task text2image; leave one of them out.")
+    if task == "image2image" and options["mask"]:
+        raise ValueError("--mask has no effect on --task image2image; leave one of them out.")
+    for name in ("model", "scheduler", "device", "dtype"):
+        if options[name] == "":
+            raise ValueError(f"--{name} is empty.")
+    if not math.isfinite(options["cfg_scale"] or 0):
+        raise ValueError(f"--cfg-scale {options['cfg_scale']} is no finite number.")
 
 
 def _task(options: dict[str, Any]) -> str:
@@ -198,11 +216,15 @@ def _bare(name: str) -> str:
     return letters.removesuffix("scheduler").replace("discrete", "")
 
 
-@cli.command(**OPTIONS)
+@cli.command(**OPTIONS, short_help="Make the picture in a file again, and compare.")
 @click.argument("file", type=click.Path(dir_okay=False))
 @click.option("-o", "--output", help="Keep the new picture here.")
+@click.option("-m", "--model", help="Where the model is now, if it has moved.")
+@click.option("-i", "--image", help="Where the picture to start from is now.")
+@click.option("--mask", help="Where the mask is now.")
+@click.option("--device", help="Another device than then.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar.")
-def rerun(file: str, output: str | None, quiet: bool) -> int:
+def rerun(file: str, output: str | None, quiet: bool, **moved: str | None) -> int:
     """Make the picture in FILE again from its recipe, and say whether it is identical."""
     import numpy as np
     from PIL import Image
@@ -210,11 +232,8 @@ def rerun(file: str, output: str | None, quiet: bool) -> int:
     from autopipeline import recipe
 
     facts = recipe.load(Path(file))
-    for path, known in facts["inputs"].items():
-        if not Path(path).is_file():
-            raise ValueError(f"The recipe needs {path}, which does not exist.")
-        if recipe.digest(Path(path)) != known:
-            raise ValueError(f"{path} has changed since the picture was made.")
+    facts |= {"images": _inputs(Path(file), facts, moved)}
+    facts |= {name: moved[name] for name in ("model", "device") if moved[name]}
     paths = recipe.targets(output, "", 0, 1) if output else []
     plain = {name: facts["call"][name] for name in facts["call"] if name in _call_names(facts)}
     batch = facts["batch"]  # the same neighbours: the arithmetic of a batch differs in the last digits
@@ -239,12 +258,33 @@ def rerun(file: str, output: str | None, quiet: bool) -> int:
     return 1
 
 
+def _inputs(file: Path, facts: dict[str, Any], moved: dict[str, str | None]) -> dict[str, str]:
+    """Where the pictures of a recipe are now: where the caller says, where they were, or beside the file."""
+    found: dict[str, str] = {}
+    for name, option in (("image", "image"), ("mask_image", "mask")):
+        before = facts["images"].get(name)
+        if not before:
+            if moved[option]:
+                raise ValueError(f"--{option} has no effect: the recipe has no such picture.")
+            continue
+        able = [moved[option]] if moved[option] else [before, file.parent / before, file.parent / Path(before).name]
+        path = next((str(path) for path in able if Path(str(path)).is_file()), None)
+        if path is None:
+            raise ValueError(f"The recipe needs {able[0]}, which does not exist; pass --{option} with its place.")
+        from autopipeline import recipe
+
+        if recipe.digest(Path(path)) != facts["inputs"].get(before):
+            raise ValueError(f"{path} has changed since the picture was made.")
+        found[name] = path
+    return found
+
+
 def _call_names(facts: dict[str, Any]) -> list[str]:
     """The arguments to give again: all that the recipe has, but for those that `make` sets itself."""
     return [name for name in facts["call"] if name not in ("num_images_per_prompt", "output_type", "return_dict")]
 
 
-@cli.command(**OPTIONS)
+@cli.command(**OPTIONS, short_help="Say what a model is and what it needs.")
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repository.")
@@ -258,7 +298,7 @@ def inspect(model: str, as_json: bool, revision: str | None, variant: str | None
     return 0
 
 
-@cli.command(**OPTIONS)
+@cli.command(**OPTIONS, short_help="List the families and their classes.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def models(as_json: bool) -> int:
     """List the families and the class for each task; * marks what this version can run."""

@@ -65,11 +65,15 @@ def header_sizes(file: Path) -> tuple[int, int]:
             if length > min(HEADER_LIMIT, file.stat().st_size):
                 raise ValueError
             header = json.loads(opened.read(length))
-    except ValueError:
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        count = sum(math.prod(entry["shape"]) for entry in tensors)
+        ends = [0, *(entry["data_offsets"][1] for entry in tensors)]
+        size = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors)
+        if length + 8 + max(ends) > file.stat().st_size:
+            raise ValueError
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError, IsADirectoryError):
         raise CheckpointError(f"{file} is truncated or damaged.") from None
-    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-    count = sum(math.prod(entry["shape"]) for entry in tensors)
-    return count, sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in tensors)
+    return count, size
 
 
 def shown(facts: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from autopipeline.binding import Bound, bind, nearest, runs, signature
 from autopipeline.config import Config
 from autopipeline.denoise import OnStep, answer, denoise, drive
 from autopipeline.errors import Cancelled
-from autopipeline.loading.components import load_components
+from autopipeline.loading.components import check_fit, find_device, load_components, precision, same_precision
 from autopipeline.loading.index import read_index
 from autopipeline.names import Coordinates
 from autopipeline.selection import locate, possible
@@ -109,6 +109,7 @@ class DiffusionPipeline:
         missing = [name for name, slot in slots.items() if not slot.optional and parts.get(name) is None]
         if missing:
             raise ValueError(f"{type(self).__name__} needs {', '.join(missing)}.")
+        check_fit(slots, parts)
         for name in slots:
             setattr(self, name, parts.get(name))
         self._settings = {name: parts.get(name, default) for name, default in defaults.items()}
@@ -148,8 +149,12 @@ class DiffusionPipeline:
 
     def tasks(self) -> tuple[str, ...]:
         """The tasks that this checkpoint can do: "text2image", "image2image", "inpaint"."""
+        return tuple(task for task in self.family.tasks if self._impossible(task) is None)
+
+    def _impossible(self, task: str) -> str | None:
+        """Why the networks can't do a task; None if they can."""
         configs = {name: dict(part.config) for name, part in self.components.items() if hasattr(part, "config")}
-        return tuple(task for task in self.family.tasks if possible(configs, task) is None)
+        return possible(configs, task)
 
     # --- the call --------------------------------------------------------------------------------------------
 
@@ -169,6 +174,9 @@ class DiffusionPipeline:
 
     def _check(self, bound: Bound) -> None:
         args = bound.args
+        reason = self._impossible(bound.task)
+        if reason:
+            raise ValueError(reason)
         if args["output_type"] not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={args['output_type']!r} has to be 'pil', 'np', 'pt' or 'latent'.")
         scale = args["cross_attention_kwargs"]
@@ -246,7 +254,8 @@ class DiffusionPipeline:
         run.args = args
         if "height" in args and (args["height"] is None or args["width"] is None):
             height, width = self.family.size(self.components)
-            args["height"], args["width"] = args["height"] or height, args["width"] or width
+            for side, default in (("height", height), ("width", width)):
+                args[side] = default if args[side] is None else args[side]
         self.family.check(self.components, args)
         stages = self.family.stages(self.components, run)
         return self._chain(task, stages, run), run
@@ -339,7 +348,7 @@ class DiffusionPipeline:
             ValueError: if the class does not fit the checkpoint.
         """
         _refuse_keywords(parts)
-        if torch_dtype is not None and dtype is not None and torch_dtype != dtype:
+        if torch_dtype is not None and dtype is not None and not same_precision(torch_dtype, dtype):
             raise ValueError(f"torch_dtype={torch_dtype} and dtype={dtype} contradict each other; pass one of them.")
         fetch = dict(
             revision=revision,
@@ -354,6 +363,8 @@ class DiffusionPipeline:
         index = read_index(folder)
         target = cls._target(index.class_name)
         _check_names(target, parts)
+        check_fit(target.family.slots, parts)
+        _refuse_family(target, index.class_name)
         loaded = load_components(
             folder,
             index,
@@ -386,7 +397,12 @@ class DiffusionPipeline:
         `parts` replace components or settings.
         """
         target = type(pipeline) if cls is DiffusionPipeline else cls
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise TypeError(f"from_pipe takes a loaded pipeline, not {type(pipeline).__name__}.")
+        if "torch_dtype" in parts or "dtype" in parts:
+            raise TypeError("from_pipe changes nothing about the components; use pipe.to(dtype) where that is meant.")
         _check_names(target, parts)
+        _refuse_family(target, type(pipeline).__name__)
         shared = {name: part for name, part in pipeline.components.items() if name in target.family.slots}
         settings = {name: value for name, value in pipeline._settings.items() if name in target.family.settings}
         made = target(**{**shared, **settings, **parts}, _name_or_path=pipeline._name_or_path)
@@ -471,6 +487,8 @@ def _wanted(index: Any, parts: Mapping[str, Any]) -> set[str]:
 def _refuse_keywords(parts: dict[str, Any]) -> None:
     for name in HARMLESS & set(parts):
         value = parts.pop(name)
+        if value and name in ("proxies", "mirror"):
+            raise ValueError(f"{name}= is not supported; set HTTPS_PROXY or HF_ENDPOINT in the environment.")
         if value and name in ("trust_remote_code", "custom_pipeline", "add_watermarker"):
             raise ValueError(f"{name}={value!r} is not supported: no code from checkpoints is run, no mark is put in.")
 
@@ -482,6 +500,19 @@ def _check_names(target: type[DiffusionPipeline], parts: Mapping[str, Any]) -> N
             raise TypeError(f"{target.__name__} has no component or setting {name!r}{nearest(name, known)}.")
 
 
+def _refuse_family(target: type[DiffusionPipeline], class_name: str) -> None:
+    """ValueError where a checkpoint is of a family with other components; relatives such as LCM share theirs."""
+    found = names.find(class_name)
+    if found is None or found.row.family == target.coordinates.row.family:
+        return
+    if not found.row.built or families.load(found.row.family).slots != target.family.slots:
+        task = names.AUTO[target.coordinates.task]
+        raise ValueError(
+            f"This is a {class_name}, whose components are not those of a {target.__name__}; "
+            f"{task} finds the class that fits."
+        )
+
+
 def _replace(source: Path, target: Path) -> None:
     if target.is_dir():
         shutil.rmtree(target)
@@ -489,6 +520,7 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def _destination(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.device | None, torch.dtype | None]:
+    kwargs = {name: value for name, value in kwargs.items() if name != "silence_dtype_warnings"}  # nobody is warned
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", kwargs.pop("torch_dtype", None))
     if kwargs:
         raise TypeError(
@@ -497,9 +529,11 @@ def _destination(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.d
     for arg in args:
         if isinstance(arg, torch.dtype):
             dtype = arg
+        elif device is not None:
+            raise TypeError(f"to() takes one device, not {device!r} and {arg!r}.")
         else:
             device = arg
-    return None if device is None else torch.device(device), dtype
+    return None if device is None else find_device(device), None if dtype is None else precision(dtype, "")
 
 
 _CLASSES: dict[str, type[DiffusionPipeline]] = {}

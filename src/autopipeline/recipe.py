@@ -16,6 +16,10 @@ from PIL.PngImagePlugin import PngInfo
 
 KEY = "autopipeline"
 A1111 = "parameters"
+FORM = dict.fromkeys(("model", "task", "pixels", "model_digest"), str) | dict.fromkeys(
+    ("call", "load", "images", "inputs", "batch", "versions"), dict
+)
+"""The parts of a recipe that are needed to make the picture again."""
 
 
 def digest(path: Path) -> str:
@@ -84,14 +88,20 @@ def load(path: Path) -> dict[str, Any]:
             text = picture.info.get(KEY)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise ValueError(f"{path} can't be read as a picture: {error}.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} can't be read as a picture: {str(error).rstrip('.')}.") from None
     if not isinstance(text, str):
         raise ValueError(f"{path} holds no recipe of autopipeline.")
     try:
-        return json.loads(text)
-    except ValueError:
+        facts = json.loads(text)
+        whole = all(isinstance(facts[name], kind) for name, kind in FORM.items())
+        if not whole or not 0 <= facts["batch"]["index"] < facts["batch"]["count"]:
+            raise ValueError
+        int(facts["batch"]["seed"])
+    except (ValueError, TypeError, LookupError, RecursionError):
         raise ValueError(f"The recipe in {path} is damaged.") from None
+    facts["load"] = {name: facts["load"].get(name) for name in ("variant", "revision", "dtype")}  # nothing unsafe
+    return facts
 
 
 def name_for(prompt: str, seed: int) -> str:
@@ -107,15 +117,23 @@ def targets(output: str | None, prompt: str, seed: int, count: int) -> list[Path
     and the seed is found that nobody has.
     """
     base = Path(output) if output else _free(Path(name_for(prompt, seed)), count)
-    if base.is_dir() or (output and output.endswith(("/", os.sep))):
+    if os.path.isdir(base) or (output and output.endswith(("/", os.sep))):
         base = _free(base / name_for(prompt, seed), count)
     if base.suffix.lower() != ".png":
         raise ValueError(f"{base} has to end in .png, which can hold the recipe.")
     if not base.parent.is_dir():
         raise ValueError(f"The folder {base.parent} does not exist.")
-    if not os.access(base.parent, os.W_OK):
-        raise ValueError(f"The folder {base.parent} can't be written to.")
-    return numbered(base, count)
+    paths = numbered(base, count)
+    for path in paths:
+        if os.path.isdir(path):
+            raise ValueError(f"{path} is a folder.")
+    try:
+        handle, probe = tempfile.mkstemp(prefix=f".{paths[-1].name}-", suffix=".part", dir=base.parent)
+        os.close(handle)
+        os.unlink(probe)
+    except OSError as error:
+        raise ValueError(f"{paths[-1]} can't be written: {error.strerror}.") from None
+    return paths
 
 
 def numbered(base: Path, count: int) -> list[Path]:

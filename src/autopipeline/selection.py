@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from autopipeline import names, shipped
 from autopipeline.errors import CheckpointError
-from autopipeline.loading.index import ModelIndex, component_path, read_index
+from autopipeline.loading.index import FILE, ModelIndex, component_path, read_index
 from autopipeline.names import AUTO, NOUNS, TASKS
 
 
@@ -32,10 +33,14 @@ def locate(name: str | Path, *, only: Callable[[ModelIndex], Collection[str]] | 
     """The folder of a checkpoint: a folder as it is, a shipped model, or one fetched from the Hub."""
     if not isinstance(name, str | Path):
         raise TypeError(f"A checkpoint is named by a path or a repository, not by {type(name).__name__}.")
-    if not Path(name).exists() and str(name) in shipped.names():
-        return shipped.path(str(name))
-    if Path(name).is_dir():
+    if not str(name):
+        raise CheckpointError("The name of the checkpoint is empty.")
+    if os.path.isdir(name):
         return Path(name)
+    if os.path.isfile(name):
+        raise CheckpointError(f"{name} is a file; a checkpoint is a folder with a {FILE}.")
+    if str(name) in shipped.names():
+        return shipped.path(str(name))
     from autopipeline.loading import hub
 
     return hub.resolve(name, only=only, **fetch)
@@ -51,8 +56,10 @@ def configs(folder: Path, index: ModelIndex) -> dict[str, dict[str, Any]]:
         if file.is_file():
             try:
                 found[name] = json.loads(file.read_text("utf-8"))
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise CheckpointError(f"{file} is not valid JSON.") from None
+            if not isinstance(found[name], dict):
+                raise CheckpointError(f"{file} does not hold an object.")
     return found
 
 
@@ -65,6 +72,8 @@ def possible(configs: Mapping[str, Mapping[str, Any]], task: str) -> str | None:
     channels, latent = denoiser.get("in_channels"), configs.get("vae", {}).get("latent_channels", 4)
     if channels is None or channels == latent:
         return None
+    if not isinstance(channels, int) or not isinstance(latent, int):
+        return f"Its configs give {channels!r} and {latent!r} as numbers of channels."
     if channels == 2 * latent + 1:
         made = f"Its denoising network takes {channels} channels: it was made for inpainting"
         return None if task == "inpaint" else f"{made} and can't do {NOUNS[task]}; use {AUTO['inpaint']}."

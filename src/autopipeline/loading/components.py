@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import re
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +38,9 @@ ALIASES: dict[str, str] = {
     "CLIPTokenizerFast": "CLIPTokenizer",
 }
 
+# A file of weights with a variant.
+MARKED = re.compile(r"[\w-]+\.([a-zA-Z]\w*)(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
+
 
 def find_class(component: str, class_name: str) -> type[Any]:
     """Our class of that name; CheckpointError where there is none."""
@@ -61,12 +67,17 @@ def load_components(
     """Every component of `slots`: the caller's, else the checkpoint's, else None where it may be missing.
 
     `dtype`: a torch.dtype or its name, "auto" (as stored), None (float32), or a dict by component with "default".
-    `device_map`: a device, "balanced", or a dict by component.
+    `device_map`: a device, "balanced", or a dict by component with "default".
     """
     names = [name for name in slots if name not in given and index.components.get(name) is not None]
     classes = {name: find_class(name, index.components[name][1]) for name in names}  # type: ignore[index]
     paths = {name: component_path(folder, name) for name in names}
     _refuse_foreign(slots, index)
+    _refuse_unknown_keys("dtype", dtype, slots)
+    _refuse_unknown_keys("device_map", device_map, slots)
+    if variant:
+        networks = {name: path for name, path in paths.items() if issubclass(classes[name], Network)}
+        _check_variant(networks, variant, use_safetensors)
     devices = place(device_map, {name: _bytes(path) for name, path in paths.items()})
 
     def load(name: str) -> Any:
@@ -89,6 +100,55 @@ def load_components(
     return {name: given[name] if name in given else loaded.get(name) for name in slots}
 
 
+def check_fit(slots: Mapping[str, Slot], parts: Mapping[str, Any]) -> None:
+    """TypeError for a component of a class that its slot does not take; subclasses are taken."""
+    several = [(name, each) for name, part in parts.items() for each in (part if isinstance(part, list) else [part])]
+    for name, part in several:
+        slot = slots.get(name)
+        if slot is None or part is None:
+            continue
+        bases = type(part).__mro__
+        if not {cls.__name__ for cls in bases} & set(slot.classes):
+            raise TypeError(f"{name} has to be {' or '.join(slot.classes)}, not {_titled(part)}.")
+        ours = HOMES.get(type(part).__name__)
+        if ours is not None and not any(cls.__module__.startswith("autopipeline.") for cls in bases):
+            raise TypeError(
+                f"{name} is the {type(part).__name__} of {type(part).__module__.partition('.')[0]}; "
+                f"load it with autopipeline.{type(part).__name__}.from_pretrained."
+            )
+
+
+def _titled(part: Any) -> str:
+    home = type(part).__module__.partition(".")[0]
+    name = type(part).__name__
+    return name if home in ("autopipeline", "builtins") else f"{name} of {home}"
+
+
+def _refuse_unknown_keys(argument: str, given: Any, slots: Mapping[str, Slot]) -> None:
+    """A dict by component names components, "default" for the rest; nothing else, which would be passed over."""
+    if isinstance(given, Mapping):
+        unknown = [key for key in given if key not in slots and key != "default"]
+        if unknown:
+            near = difflib.get_close_matches(str(unknown[0]), [*slots, "default"], 1, 0.5)
+            nearest = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"{argument} names {unknown[0]!r}, which is no component{nearest}")
+
+
+def _check_variant(paths: Mapping[str, Path], variant: str, use_safetensors: bool) -> None:
+    """Say which components lack the variant; CheckpointError where all do."""
+    endings = (".safetensors",) if use_safetensors else (".safetensors", ".bin")
+    there = {name: [file.name for file in path.iterdir()] for name, path in paths.items()}
+    there = {name: [file for file in files if file.endswith(endings)] for name, files in there.items()}
+    mark = re.compile(rf"\.{re.escape(str(variant))}[.-]")
+    lacking = [name for name, files in there.items() if not any(map(mark.search, files))]
+    if lacking and len(lacking) == len(there):
+        found = sorted({part[1] for files in there.values() for part in map(MARKED.fullmatch, files) if part})
+        others = f"there are {', '.join(found)}" if found else "there are no variants at all"
+        raise CheckpointError(f"The checkpoint has no variant {variant!r}; {others}.")
+    if lacking:
+        warnings.warn(f"{', '.join(lacking)} have no variant {variant!r}; the plain weights are taken.", stacklevel=5)
+
+
 def _refuse_foreign(slots: Mapping[str, Slot], index: ModelIndex) -> None:
     for name, slot in slots.items():
         entry = index.components.get(name)
@@ -108,10 +168,19 @@ def precision(dtype: Any, component: str) -> torch.dtype | None:
         found = getattr(torch, dtype.removeprefix("torch."), None)
         if not isinstance(found, torch.dtype):
             raise ValueError(f"{dtype!r} is no dtype; use for example 'float32', 'bfloat16', 'float16' or 'auto'.")
-        return found
+        dtype = found
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        raise ValueError(f"{dtype} can't hold weights; use a floating-point dtype such as 'float32' or 'bfloat16'.")
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype has to be a torch.dtype, its name, 'auto' or a dict by component, not {dtype!r}.")
     return dtype
+
+
+def same_precision(one: Any, other: Any) -> bool:
+    """Whether two ways to name a dtype, such as torch.float16 and "float16", mean the same."""
+    if isinstance(one, Mapping) or isinstance(other, Mapping):
+        return one == other
+    return precision(one, "") == precision(other, "")
 
 
 def place(device_map: Any, sizes: Mapping[str, int]) -> dict[str, torch.device]:
@@ -119,10 +188,12 @@ def place(device_map: Any, sizes: Mapping[str, int]) -> dict[str, torch.device]:
     if device_map is None:
         return {}
     if isinstance(device_map, Mapping):
-        return {name: _device(device_map[name]) for name in sizes if name in device_map}
+        named = {name: device_map.get(name, device_map.get("default")) for name in sizes}
+        return {name: find_device(value) for name, value in named.items() if value is not None}
     if device_map not in ("balanced", "auto"):
-        device = _device(device_map)
-        return dict.fromkeys(sizes, device)
+        return dict.fromkeys(sizes, find_device(device_map))
+    if not torch.cuda.is_available():
+        warnings.warn(f"device_map={device_map!r} found no GPU; everything goes on the CPU.", stacklevel=4)
     devices = [torch.device("cuda", k) for k in range(torch.cuda.device_count())] or [torch.device("cpu")]
     load = dict.fromkeys(devices, 0)
     placed: dict[str, torch.device] = {}
@@ -132,13 +203,23 @@ def place(device_map: Any, sizes: Mapping[str, int]) -> dict[str, torch.device]:
     return placed
 
 
-def _device(name: Any) -> torch.device:
+def find_device(name: Any) -> torch.device:
+    """A device that this machine has, from its name, its number among the GPUs, or a torch.device."""
+    known = isinstance(name, str | torch.device) or (isinstance(name, int) and name >= 0)
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{name}" if isinstance(name, int) else name) if known else None
     except RuntimeError:
-        raise ValueError(f"{name!r} is no device; use for example 'cpu', 'cuda', 'cuda:1' or 'balanced'.") from None
+        device = None
+    if device is None or device.type == "meta":
+        raise ValueError(f"{name!r} is no device; use for example 'cpu', 'cuda', 'cuda:1' or 'balanced'.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device_map asks for 'cuda', but this machine has no GPU that torch can use.")
+        raise ValueError(f"The device {str(device)!r} is asked for, but this machine has no GPU that torch can use.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"The device {str(device)!r} is asked for, but there are {torch.cuda.device_count()} GPUs.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"The device {str(device)!r} is asked for, but torch can't use one here.") from None
     return device
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -117,7 +116,7 @@ def choose(
         if weights and variant and not has_variant:
             lacking.append(name)
     if lacking:
-        _warn_or_refuse(there, variant, lacking, [file for file in chosen if f".{variant}" in file])
+        _refuse_variant(there, variant, [file for file in chosen if f".{variant}" in file])
     return chosen
 
 
@@ -150,9 +149,8 @@ def _whole(files: list[str]) -> list[str]:
     return single or files
 
 
-def _warn_or_refuse(there: list[str], variant: str | None, lacking: list[str], found: list[str]) -> None:
-    if found:
-        warnings.warn(f"{', '.join(lacking)} have no variant {variant!r}; the plain weights are taken.", stacklevel=4)
+def _refuse_variant(there: list[str], variant: str | None, found: list[str]) -> None:
+    if found:  # loading says which components fall back to the plain weights
         return
     matches = (WEIGHTS.fullmatch(file.rsplit("/", 1)[-1]) for file in there)
     variants = sorted({match["variant"] or match["tail"] for match in matches if match} - {None})

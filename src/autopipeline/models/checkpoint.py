@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +30,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no config.json.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{file} is not valid JSON.") from None
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} does not hold an object.")
@@ -73,13 +74,15 @@ def weight_files(folder: Path, stem: str, variant: str | None, use_safetensors: 
 def _shards(index: Path) -> list[Path]:
     try:
         named = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{index} is not a valid index of shards.") from None
     if not named or not all(isinstance(name, str) for name in named):
         raise CheckpointError(f"{index} is not a valid index of shards.")
     for name in named:
         if Path(name).name != name:
             raise CheckpointError(f"{index} names {name}, which is outside its folder.")
+        if Path(name).suffix == ".bin" and ".bin." not in index.name:  # nobody has opted in to pickled weights
+            raise CheckpointError(f"{index} names {name}, which is not safetensors.")
         if not (index.parent / name).is_file():
             raise CheckpointError(f"{index.parent} lacks {name}, a shard that its index names.")
     return [index.parent / name for name in named]
@@ -99,8 +102,7 @@ def _nothing(folder: Path, stem: str) -> str:
 def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a file, mapped into memory rather than read."""
     if file.suffix == ".bin":
-        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        yield from state.items()
+        yield from _pickled(file).items()
         return
     try:
         with safe_open(str(file), framework="pt") as opened:
@@ -108,6 +110,18 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, opened.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{file} is truncated or damaged: {error}.") from None
+
+
+def _pickled(file: Path) -> dict[str, Tensor]:
+    """Tensors of a file that was pickled, read by an unpickler that runs no code."""
+    try:
+        mapped = zipfile.is_zipfile(file)  # files of torch before 1.6 can't be mapped
+        state = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+    except Exception as error:  # a hostile file can make the unpickler stumble in any way
+        raise CheckpointError(f"{file} can't be read without running code from it, or is damaged.") from error
+    if not isinstance(state, dict) or not all(isinstance(each, Tensor) for each in state.values()):
+        raise CheckpointError(f"{file} holds something else than tensors by name.")
+    return state
 
 
 def fill(
@@ -120,7 +134,7 @@ def fill(
     use_safetensors: bool,
 ) -> N:
     """Give a network on the meta device its weights, tensor by tensor, so that no second copy ever stands in memory."""
-    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    wanted = network.state_dict()
     unknown: list[str] = []
     for file in weight_files(folder, STEMS[network.library], variant, use_safetensors):
         found: dict[str, Tensor] = {}
@@ -145,7 +159,10 @@ def _target(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype | None:
     return dtype if tensor.is_floating_point() else None
 
 
-def _fitted(tensor: Tensor, shape: torch.Size, key: str, file: Path) -> Tensor:
+def _fitted(tensor: Tensor, like: Tensor, key: str, file: Path) -> Tensor:
+    shape = like.shape
+    if tensor.is_floating_point() != like.is_floating_point():
+        raise CheckpointError(f"{key} in {file} is {tensor.dtype}, but {like.dtype} is expected.")
     if tensor.shape == shape:
         return tensor
     if tensor.numel() == shape.numel() and tensor.squeeze().shape == torch.Size(s for s in shape if s != 1):

@@ -149,8 +149,10 @@ class Scheduler:
             config = json.loads(path.read_text("utf-8"))
         except OSError:
             raise CheckpointError(f"{path.parent} has no {FILE}.") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise CheckpointError(f"{path} is not valid JSON.") from None
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{path} does not hold an object.")
         return cls.from_config(config, **changes)
 
     def save_pretrained(self, folder: str | Path) -> None:
