@@ -57,9 +57,9 @@ def signal_levels() -> torch.Tensor:
 
 
 def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Training steps, (count,): half uniform, half among the noisiest quarter, where what and where is decided."""
+    """Training steps, (count,): one in six from the noisiest quarter, where what and where is decided; else uniform."""
     t = torch.randint(0, 1000, (count,), generator=generator)
-    return torch.where(torch.rand(count, generator=generator) < 0.5, t, 750 + t // 4)
+    return torch.where(torch.rand(count, generator=generator) > 1 / 6, t, 750 + t // 4)
 
 
 def loss_of(model: nn.Module, x0: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
