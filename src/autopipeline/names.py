@@ -36,7 +36,8 @@ class Row:
     @property
     def built(self) -> bool:
         """Whether this version can run it."""
-        return not self.addons and (self.family in families.BUILT or self.family in families.external())
+        here = self.family in families.BUILT or self.family in families.external()
+        return here and self.addons <= set(families.ADDONS.get(self.family, ()))
 
 
 @dataclass(frozen=True, slots=True)
