@@ -216,7 +216,7 @@ def _no_task(class_name: object, row: Row, task: str, addons: frozenset[str]) ->
 
 
 def _supporting(task: str) -> str:
-    able = [row.key for row in rows() if task in row.classes and row.built]
+    able = [row.key for row in rows() if task in row.classes and row.built and not row.addons]
     return f"Families that support {NOUNS[task]} in this version: {', '.join(able)}."
 
 
