@@ -21,7 +21,7 @@ from autopipeline import families, names
 Checkpoint = Callable[[str], Path]
 
 FOLDERS = {"stable-diffusion": "sd", "stable-diffusion-xl": "xl", "lcm": "lcm"}
-CASES = [(row.key, task) for row in names.rows() if row.built for task in row.classes]
+CASES = [(row.key, task) for row in names.rows() if row.built and not row.addons for task in row.classes]
 AUTO = {
     "text2image": "AutoPipelineForText2Image",
     "image2image": "AutoPipelineForImage2Image",

@@ -17,7 +17,7 @@ ORDER = [
     {"models", "schedulers"},
     {"guidance", "images", "prompts", "spaces", "stage", "text"},
     {"denoise"},
-    {"tasks"},
+    {"addons", "tasks"},
     {"families", "shipped"},
     {"names", "loading"},
     {"selection"},
@@ -54,8 +54,8 @@ def test_imports_go_one_way(path: Path) -> None:
         assert RANK[other] <= RANK[own], f"{own} imports {other}"
     if own in ("models", "schedulers"):
         assert imported(path) <= {own, "config", "errors"}
-    if own == "tasks":
-        assert not imported(path) & {"families"}
+    if own in ("addons", "tasks"):
+        assert not imported(path) & {"families", "addons", "tasks"} - {own}
 
 
 def test_no_family_is_named_in_the_core() -> None:

@@ -22,6 +22,7 @@ _HOMES = {
     "autopipeline.selection": ("Explanation", "explain"),
     "autopipeline.errors": ("Cancelled", "CheckpointError", "NotFiniteError"),
     "autopipeline.models.unet": ("UNet2DConditionModel",),
+    "autopipeline.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
     "autopipeline.models.autoencoder_kl": ("AutoencoderKL",),
     "autopipeline.models.autoencoder_tiny": ("AutoencoderTiny",),
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),

@@ -55,7 +55,7 @@ class _Auto:
         drop = [name for name, flag in (("ControlNet", "controlnet"), ("PAG", "enable_pag")) if _off(parts, flag)]
         add = _addons(parts)
         chosen = names.select(type(pipeline).__name__, cls.task, add=add, drop=drop)
-        for name in ("enable_pag", *(["controlnet"] if drop else [])):
+        for name in ("enable_pag", *(["controlnet"] if "ControlNet" in drop else [])):
             parts.pop(name, None)
         made = pipeline_class(_runnable(chosen)).from_pipe(pipeline, **parts)
         reason = possible(

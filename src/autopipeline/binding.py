@@ -35,6 +35,8 @@ NUMBERS = [
     "denoising_start",
     "denoising_end",
     "padding_mask_crop",
+    "pag_scale",
+    "pag_adaptive_scale",
 ]
 SEQUENCES = [
     "timesteps",
@@ -80,7 +82,7 @@ def bind(family: Family, task: str, class_name: str, given: dict[str, Any]) -> B
     _refuse_unknown(family, allowed, class_name, given)
     chosen = task
     for other in allowed:
-        if given.get(INPUTS.get(other, "")) is not None:
+        if given.get(family.tasks[other].trigger or INPUTS.get(other, "")) is not None:
             chosen = other
     params = family.tasks[chosen].params
     surplus = [name for name, value in given.items() if name not in params and name not in OURS and value is not None]
@@ -172,9 +174,17 @@ def _item(args: dict[str, Any], listed: Mapping[str, Sequence[Any]], k: int, cou
     for name, value in args.items():
         if name in listed:
             one[name] = listed[name][k]
-        elif name in BATCHED and isinstance(value, list | tuple) and len(value) == count:
+        elif (
+            (name in BATCHED or name.startswith("control_image"))
+            and isinstance(value, list | tuple)
+            and len(value) == count
+        ):
             one[name] = value[k]
-        elif name in (*BATCHED, *EMBEDS) and isinstance(value, torch.Tensor) and len(value) == count:
+        elif (
+            (name in (*BATCHED, *EMBEDS) or name.startswith("control_image"))
+            and isinstance(value, torch.Tensor)
+            and len(value) == count
+        ):
             one[name] = value[k : k + 1]
     per = args["num_images_per_prompt"]
     if isinstance(args["seed"], int):

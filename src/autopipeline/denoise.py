@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autopipeline.errors import Cancelled, NotFiniteError
-from autopipeline.stage import Ask, Cond, Loop, Pred, Run, Stage, Step, Task
+from autopipeline.stage import Ask, BoundTask, Cond, Loop, Moment, Pred, Run, Stage, Step, Task
 
 OnStep = Callable[[Step], Mapping[str, Tensor] | None]
 
@@ -26,13 +26,14 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
     for position, i in enumerate(indices):
         if run.interrupted:
             break
-        guide = stage.guide(run)
-        branches = len(guide.branches)
-        extra = {name: rows.repeat(branches, *[1] * (rows.ndim - 1)) for name, rows in task.condition().items()}
-        cond = {name: rows[-branches * len(x) :] for name, rows in cond.items()}  # a callback may end the guidance
         t = grid.timesteps[i]
+        run.now = Moment(position, len(grid.timesteps) - grid.begin, t)
+        guide = stage.guide(run)
+        rows = len(guide.branches) * len(x)
+        cond = {name: entry[-rows:] for name, entry in cond.items()}  # a callback may end the guidance
+        full = cond | _extra(stage, task, run, guide.branches)
         answer = yield Ask(
-            solver.scale(x, i), t.expand(len(x)), cond | extra, guide.branches, stage.predict, stage.network
+            solver.scale(x, i), t.expand(len(x)), full, guide.branches, stage.predict, stage.network, stage.beside
         )
         pred = guide.combine(answer)  # type: ignore[arg-type]
         step = solver.step(x, pred.mean, i, partial(run.random.like, x), **_variance(pred))
@@ -46,6 +47,13 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
             cond = cond | {own: changes[name] for own, name in stage.public.items() if name in changes}  # type: ignore[operator,index]
             task.replace(changes)  # type: ignore[arg-type]
     return stage.emit(x, x0)
+
+
+def _extra(stage: Stage, task: BoundTask, run: Run, branches: tuple[str, ...]) -> Cond:
+    """What the task (the same for every branch) and the step add to the conditioning."""
+    times = len(branches)
+    rows = {name: rows.repeat(times, *[1] * (rows.ndim - 1)) for name, rows in task.condition().items()}
+    return rows | stage.vary(run, branches)
 
 
 def _variance(pred: Pred) -> dict[str, Tensor]:
@@ -85,7 +93,8 @@ def _cat(tensors: list[Tensor]) -> Tensor:
 def _fits(ask: Ask) -> tuple[Any, ...]:
     """Asks with equal keys can be answered in one pass."""
     shapes = tuple((name, rows.shape[1:], rows.dtype) for name, rows in sorted(ask.cond.items()))
-    return (id(ask.network), ask.x.shape[1:], ask.x.dtype, ask.t.dtype, shapes)
+    networks = tuple(id(network) for network in (ask.network, *ask.beside))
+    return (networks, ask.x.shape[1:], ask.x.dtype, ask.t.dtype, shapes)
 
 
 def drive(loops: Sequence[tuple[Loop, Run, OnStep]]) -> list[Tensor]:

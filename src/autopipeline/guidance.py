@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from torch import Tensor
+
 from autopipeline.stage import Pred
 
 
@@ -16,8 +18,8 @@ class Guidance(Protocol):
         """Names of the branches, in the order of their rows."""
         ...
 
-    def combine(self, preds: Sequence[Pred]) -> Pred:
-        """One prediction from those of the branches."""
+    def combine(self, preds: Sequence[Pred], push: Tensor | None = None) -> Pred:
+        """One prediction from those of the branches; `push`, of another rule, is added before any rescaling."""
         ...
 
 
@@ -26,9 +28,9 @@ class Unguided(NamedTuple):
 
     branches: tuple[str, ...] = ("positive",)
 
-    def combine(self, preds: Sequence[Pred]) -> Pred:
+    def combine(self, preds: Sequence[Pred], push: Tensor | None = None) -> Pred:
         """The prediction itself."""
-        return preds[0]
+        return preds[0] if push is None else Pred(preds[0].mean + push, preds[0].variance)
 
 
 class ClassifierFree(NamedTuple):
@@ -41,12 +43,30 @@ class ClassifierFree(NamedTuple):
     rescale: float = 0.0
     branches: tuple[str, ...] = ("negative", "positive")
 
-    def combine(self, preds: Sequence[Pred]) -> Pred:
+    def combine(self, preds: Sequence[Pred], push: Tensor | None = None) -> Pred:
         """The guided prediction, with the variance of the conditional branch."""
         negative, positive = preds[0].mean, preds[1].mean
         guided = negative + self.scale * (positive - negative)
+        guided = guided if push is None else guided + push
         if self.rescale > 0:
             axes = tuple(range(1, guided.ndim))
             level = positive.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
             guided = guided * (1 - self.rescale + self.rescale * level)
         return Pred(guided, preds[1].variance)
+
+
+class Perturbed(NamedTuple):
+    """Another rule, and away from what the network says without self-attention (Ahn et al. 2024)."""
+
+    guide: Guidance
+    scale: float | Tensor
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Those of the other rule, whose last one is the prompt's; then the prompt's again, perturbed."""
+        return (*self.guide.branches, "perturbed")
+
+    def combine(self, preds: Sequence[Pred], push: Tensor | None = None) -> Pred:
+        """The other rule's prediction, pushed by scale * (positive - perturbed)."""
+        away = self.scale * (preds[-2].mean - preds[-1].mean)
+        return self.guide.combine(preds[:-1], away if push is None else away + push)

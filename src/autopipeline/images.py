@@ -295,6 +295,11 @@ def same_size(image: Any, mask: Any) -> None:
             raise ValueError(f"image is {a} x {b} pixels but mask_image is {c} x {d}; they have to be of one size.")
 
 
+def sizes(image: Any) -> list[tuple[int, int] | None]:
+    """Width and height of each picture in pixels; None for what is no picture."""
+    return [_size(one) for one in _list(image)]
+
+
 def _list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 

@@ -36,7 +36,8 @@ class Row:
     @property
     def built(self) -> bool:
         """Whether this version can run it."""
-        return not self.addons and (self.family in families.BUILT or self.family in families.external())
+        here = self.family in families.BUILT or self.family in families.external()
+        return here and self.addons <= set(families.ADDONS.get(self.family, ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ def _no_task(class_name: object, row: Row, task: str, addons: frozenset[str]) ->
 
 
 def _supporting(task: str) -> str:
-    able = [row.key for row in rows() if task in row.classes and row.built]
+    able = [row.key for row in rows() if task in row.classes and row.built and not row.addons]
     return f"Families that support {NOUNS[task]} in this version: {', '.join(able)}."
 
 

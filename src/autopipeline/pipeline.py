@@ -111,7 +111,7 @@ class DiffusionPipeline:
             raise ValueError(f"{type(self).__name__} needs {', '.join(missing)}.")
         check_fit(slots, parts)
         for name in slots:
-            setattr(self, name, parts.get(name))
+            setattr(self, name, slots[name].take(parts.get(name)))
         self._settings = {name: parts.get(name, default) for name, default in defaults.items()}
         self._name_or_path: str | None = parts.get("_name_or_path")
         self._progress: dict[str, Any] = {}
@@ -170,7 +170,7 @@ class DiffusionPipeline:
             kwargs = dict(zip(own, args, strict=False)) | kwargs
         bound = bind(self.family, task, name, kwargs)
         self._check(bound)
-        return bound
+        return Bound(bound.task, self.family.read(self.components, bound.args))
 
     def _check(self, bound: Bound) -> None:
         args = bound.args
@@ -376,6 +376,7 @@ class DiffusionPipeline:
             use_safetensors=use_safetensors is not False,
         )
         stored = {name: value for name, value in index.settings.items() if name in target.family.settings}
+        stored |= {name: list(e) for name, e in index.components.items() if e and name in target.family.settings}
         settings = stored | {name: value for name, value in parts.items() if name in target.family.settings}
         return target(**target.family.adopt(loaded), **settings, _name_or_path=str(pretrained_model_name_or_path))  # type: ignore[return-value]
 
@@ -480,7 +481,11 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
 def _wanted(index: Any, parts: Mapping[str, Any]) -> set[str]:
     """The components to fetch: those that the class needs and the caller does not bring."""
     found = names.find(index.class_name)
-    able = set(families.load(found.row.family).slots) if found and found.row.built else set(index.components)
+    able = (
+        set(families.load(found.row.family, found.row.addons).slots)
+        if found and found.row.built
+        else set(index.components)
+    )
     return {name for name, entry in index.components.items() if entry and name in able and name not in parts}
 
 
@@ -551,7 +556,7 @@ def pipeline_class(coordinates: Coordinates) -> type[DiffusionPipeline]:
 
 
 def _make(name: str, coordinates: Coordinates) -> type[DiffusionPipeline]:
-    family = families.load(coordinates.row.family)
+    family = families.load(coordinates.row.family, coordinates.row.addons)
 
     def __call__(self: DiffusionPipeline, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         return DiffusionPipeline.__call__(self, *args, **kwargs)

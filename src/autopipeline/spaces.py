@@ -68,9 +68,10 @@ class LatentSpace(NamedTuple):
         return run.batch, self.channels, height // self.factor, width // self.factor
 
     def pixels(self, run: Run, image: Any) -> Tensor:
-        """Pictures of any kind; sizes are rounded down to multiples of the factor."""
+        """Pictures of any kind, at the call's size if it has one; rounded down to multiples of the factor."""
         latents = self._given(image)
-        return images.pixels(image, multiple=self.factor) if latents is None else latents
+        size = run.get("height"), run.get("width")
+        return images.pixels(image, *size, multiple=self.factor) if latents is None else latents
 
     def _given(self, image: Any) -> Tensor | None:
         """Latents that the caller gives for a picture: a tensor with their channels, or a list of such."""

@@ -29,6 +29,14 @@ class Pred(NamedTuple):
 Predict = Callable[[Tensor, Tensor, Cond], Pred]
 
 
+class Moment(NamedTuple):
+    """Where a run stands: the step that is about to be made."""
+
+    position: int  # from 0
+    total: int  # steps from the run's first one to the end of the schedule
+    t: Tensor  # ()
+
+
 class Ask(NamedTuple):
     """The loop's question: the network's output for x at t, once for each conditioning branch."""
 
@@ -37,7 +45,8 @@ class Ask(NamedTuple):
     cond: Cond  # rows: len(branches) * B
     branches: tuple[str, ...]
     predict: Predict
-    network: torch.nn.Module  # asks with the same network and shapes can be answered in one pass
+    network: torch.nn.Module  # asks with the same networks and shapes can be answered in one pass
+    beside: tuple[torch.nn.Module, ...] = ()
 
 
 class Step(NamedTuple):
@@ -98,6 +107,7 @@ class Run:
     random: Random
     guidance_scale: float = 1.0  # a callback may change it while the run goes on
     interrupted: bool = False  # stop denoising, decode what there is
+    now: Moment = field(default_factory=lambda: Moment(0, 1, torch.zeros(())))  # kept by the loop
     cancel: threading.Event = field(default_factory=threading.Event)
 
     def __getitem__(self, name: str) -> Any:
@@ -123,6 +133,8 @@ class Stage:
     predict: Predict
     emit: Callable[[Tensor, Tensor], Tensor] = lambda x, x0: x  # what leaves the stage
     public: Mapping[str, str] = field(default_factory=dict[str, str])  # callbacks' names of conditioning entries
+    vary: Callable[[Run, tuple[str, ...]], Cond] = lambda run, branches: {}  # entries of one step, for these branches
+    beside: tuple[torch.nn.Module, ...] = ()  # networks that `predict` asks as well
 
     @property
     def device(self) -> torch.device:
@@ -157,11 +169,17 @@ class BoundTask(Protocol):
 Task = Callable[[Stage, Run], BoundTask]
 
 
+def as_it_is(part: Any) -> Any:
+    """The component itself."""
+    return part
+
+
 class Slot(NamedTuple):
     """A component that a family expects: the classes it may have, by the names in model_index.json."""
 
     classes: tuple[str, ...]
     optional: bool = False
+    take: Callable[[Any], Any] = as_it_is  # what the caller gives -> the component
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +189,11 @@ class TaskRow:
     task: Task
     params: Mapping[str, Any]
     tensors: tuple[str, ...] = ("latents",)  # what a callback may ask for
+    trigger: str | None = None  # the input that asks for this task, where it is not the usual one
+
+
+def _no_variants() -> Mapping[frozenset[str], Mapping[str, TaskRow]]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +210,8 @@ class Family:
     size: Callable[[Mapping[str, Any]], tuple[int, int]]  # default height and width in pixels
     check: Callable[[Mapping[str, Any], Mapping[str, Any]], None] = lambda components, args: None
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = lambda components: components  # mends old checkpoints
+    read: Callable[[Mapping[str, Any], dict[str, Any]], dict[str, Any]] = lambda components, args: args  # of a call
+    variants: Mapping[frozenset[str], Mapping[str, TaskRow]] = field(default_factory=_no_variants)  # tasks by add-ons
 
 
 class Finished(NamedTuple):

@@ -27,7 +27,9 @@ def _class(name: str) -> str:
     from autopipeline.binding import signature
 
     coordinates = names.built()[name]
-    parameters = signature(families.load(coordinates.row.family), coordinates.task).parameters.values()
+    parameters = signature(
+        families.load(coordinates.row.family, coordinates.row.addons), coordinates.task
+    ).parameters.values()
     shown, star = [], False
     for parameter in parameters:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not star:

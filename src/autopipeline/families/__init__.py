@@ -7,6 +7,8 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from autopipeline import addons
+
 if TYPE_CHECKING:
     from autopipeline.stage import Family
 
@@ -17,6 +19,12 @@ BUILT = {
 }
 """Family key -> the module whose FAMILY it is."""
 
+ADDONS = {
+    "stable-diffusion": ("ControlNet", "PAG"),
+    "stable-diffusion-xl": ("ControlNet", "PAG"),
+}
+"""Family key -> the add-ons that it has tables of tasks for."""
+
 
 @cache
 def external() -> dict[str, str]:
@@ -25,9 +33,9 @@ def external() -> dict[str, str]:
 
 
 @cache
-def load(key: str) -> Family:
-    """The family of that key."""
+def load(key: str, wanted: frozenset[str] = frozenset()) -> Family:
+    """The family of that key, with the add-ons that are wanted."""
     module = BUILT.get(key) or external().get(key)
     if module is None:
         raise KeyError(key)
-    return importlib.import_module(module).FAMILY
+    return addons.attach(importlib.import_module(module).FAMILY, wanted)

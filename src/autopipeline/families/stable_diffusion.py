@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autopipeline import images, prompts
+from autopipeline.addons import controlnet, pag
 from autopipeline.families.schedules import schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
 from autopipeline.spaces import LatentSpace, factor
@@ -77,6 +79,53 @@ INPAINT = TaskRow(
     tensors=(*_TENSORS, "mask", "masked_image_latents"),
 )
 
+_BRIEF = {name: default for name, default in _MIDDLE.items() if name not in ("timesteps", "sigmas")}
+_REST = dict(clip_skip=None) | CALLBACK
+
+
+def _controlled(*inputs: str, strength: float, scale: float, crop: bool = False) -> dict[str, Any]:
+    """Parameters of the ControlNet tasks that begin with a picture."""
+    begin = dict.fromkeys(inputs) | _SIZE | (dict(padding_mask_crop=None) if crop else {}) | dict(strength=strength)
+    return dict(prompt=None) | begin | _BRIEF | dict(latents=None) | _EMBEDS | LAST | controlnet.params(scale) | _REST
+
+
+CONTROLNET = {
+    "text2image": TaskRow(
+        task=Text2Image,
+        params=dict(prompt=None, image=None)
+        | _SIZE
+        | _MIDDLE
+        | dict(latents=None)
+        | _EMBEDS
+        | LAST
+        | controlnet.params(1.0)
+        | _REST,
+        tensors=(*_TENSORS, "image"),
+    ),
+    "image2image": TaskRow(
+        task=Image2Image,
+        params=_controlled("image", "control_image", strength=0.8, scale=0.8),
+        tensors=(*_TENSORS, "control_image"),
+        trigger="control_image",
+    ),
+    "inpaint": TaskRow(
+        task=Inpaint,
+        params=_controlled("image", "mask_image", "control_image", strength=1.0, scale=0.5, crop=True),
+        tensors=(*_TENSORS, "control_image", "mask", "masked_image_latents"),
+    ),
+}
+_PAG_INPAINT = {name: default for name, default in INPAINT.params.items() if name not in _REST}
+_PAG_CHANGES = dict(strength=0.9999, guidance_rescale=0.0)
+PAG = {
+    "text2image": pag.row(TEXT2IMAGE),
+    "image2image": pag.row(IMAGE2IMAGE),
+    "inpaint": pag.row(replace(INPAINT, params=_PAG_INPAINT | _PAG_CHANGES | _REST)),
+}
+CONTROLNET_PAG = {
+    "text2image": pag.row(CONTROLNET["text2image"]),
+    "inpaint": pag.row(CONTROLNET["inpaint"], without="guess_mode"),
+}
+
 
 def guided(components: Components, run: Run) -> bool:
     """Whether there is a negative branch; networks that take the scale as an input do without."""
@@ -130,10 +179,17 @@ def unet_predict(unet: Any) -> Predict:
         cond = dict(cond)
         beside = cond.pop("concat", None)
         x = x if beside is None else torch.cat([x, beside.to(x)], 1)
-        typed = {name: rows.to(device=unet.device, dtype=unet.dtype) for name, rows in cond.items()}
+        typed = {name: _typed(unet, rows) for name, rows in cond.items()}
         return Pred(unet(x.to(unet.dtype), t, **typed).to(x.dtype))
 
     return predict
+
+
+def _typed(unet: Any, rows: Tensor | list[Tensor]) -> Any:
+    """Where and as precise as the network; residuals from beside it come as lists."""
+    if isinstance(rows, Tensor):
+        return rows.to(device=unet.device, dtype=unet.dtype)
+    return [each.to(device=unet.device, dtype=unet.dtype) for each in rows]
 
 
 def default_size(components: Components) -> tuple[int, int]:
@@ -223,4 +279,9 @@ FAMILY = Family(
     check=check,
     size=default_size,
     adopt=adopt,
+    variants={
+        frozenset({"ControlNet"}): CONTROLNET,
+        frozenset({"PAG"}): PAG,
+        frozenset({"ControlNet", "PAG"}): CONTROLNET_PAG,
+    },
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from autopipeline import prompts
+from autopipeline.addons import controlnet, pag
 from autopipeline.families import stable_diffusion as sd
 from autopipeline.families.schedules import schedule
 from autopipeline.spaces import LatentSpace, factor
@@ -105,6 +106,52 @@ INPAINT = TaskRow(
     tensors=(*_TENSORS, "mask", "masked_image_latents"),
 )
 
+_PLAIN_MICRO = {name: default for name, default in _MICRO.items() if name != "guidance_rescale"}
+_ONE_MICRO = {name: default for name, default in _MICRO.items() if not name.startswith("negative")}
+
+
+def _controlled(begin: dict[str, Any], scale: float, micro: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a ControlNet task, from those of its inputs and those of sizes."""
+    last = micro | _SKIP | sd.CALLBACK
+    return _PROMPTS | begin | dict(guidance_scale=5.0) | _NEGATIVE | _EMBEDS | sd.LAST | controlnet.params(scale) | last
+
+
+CONTROLNET = {
+    "text2image": TaskRow(
+        task=Text2Image,
+        params=_controlled(
+            dict(image=None, height=None, width=None) | _STEPS | dict(denoising_end=None), 1.0, _PLAIN_MICRO
+        ),
+        tensors=(*_TENSORS, "image"),
+    ),
+    "image2image": TaskRow(
+        task=Image2Image,
+        params=_controlled(
+            dict(image=None, control_image=None, height=None, width=None, strength=0.8, num_inference_steps=50),
+            0.8,
+            _PLAIN_MICRO | _SCORE,
+        ),
+        tensors=(*_TENSORS, "control_image"),
+        trigger="control_image",
+    ),
+    "inpaint": TaskRow(
+        task=Inpaint,
+        params=_controlled(
+            dict(image=None, mask_image=None, control_image=None, height=None, width=None, padding_mask_crop=None)
+            | dict(strength=0.9999, num_inference_steps=50)
+            | _WINDOW,
+            1.0,
+            _ONE_MICRO | _SCORE,
+        ),
+        tensors=(*_TENSORS, "mask", "masked_image_latents", "control_image"),
+    ),
+}
+PAG = {"text2image": pag.row(TEXT2IMAGE), "image2image": pag.row(IMAGE2IMAGE), "inpaint": pag.row(INPAINT)}
+CONTROLNET_PAG = {
+    "text2image": pag.row(CONTROLNET["text2image"], without="guess_mode"),
+    "image2image": pag.row(CONTROLNET["image2image"]),
+}
+
 
 def encode(components: Components, texts: list[list[str]], clip_skip: int | None) -> tuple[Tensor, Tensor]:
     """Hidden states of all encoders side by side (B, L, D), and the pooled output of the last one (B, P)."""
@@ -165,8 +212,8 @@ def time_ids(components: Components, run: Run, x: Tensor) -> Tensor:
     size = (x.shape[-2] * scale, x.shape[-1] * scale)
     original, target = run["original_size"] or size, run["target_size"] or size
     crops = tuple(run["crops_coords_top_left"])
-    negative_original, negative_target = run["negative_original_size"], run["negative_target_size"]
-    negative_crops = tuple(run["negative_crops_coords_top_left"])
+    negative_original, negative_target = run.get("negative_original_size"), run.get("negative_target_size")
+    negative_crops = tuple(run.get("negative_crops_coords_top_left", (0, 0)))
     from_noise = run.get("image") is None
     if run.settings.get("requires_aesthetics_score"):
         positive = (*original, *crops, run.get("aesthetic_score", 6.0))
@@ -257,4 +304,9 @@ FAMILY = Family(
     finish=finish,
     check=check,
     size=sd.default_size,
+    variants={
+        frozenset({"ControlNet"}): CONTROLNET,
+        frozenset({"PAG"}): PAG,
+        frozenset({"ControlNet", "PAG"}): CONTROLNET_PAG,
+    },
 )

@@ -20,6 +20,8 @@ from autopipeline.stage import Slot
 
 HOMES = {
     "UNet2DConditionModel": "autopipeline.models.unet",
+    "ControlNetModel": "autopipeline.models.controlnet",
+    "MultiControlNetModel": "autopipeline.models.controlnet",
     "AutoencoderKL": "autopipeline.models.autoencoder_kl",
     "AutoencoderTiny": "autopipeline.models.autoencoder_tiny",
     "CLIPTextModel": "autopipeline.models.clip",
@@ -81,10 +83,10 @@ def load_components(
     devices = place(device_map, {name: _bytes(path) for name, path in paths.items()})
 
     def load(name: str) -> Any:
-        cls = classes[name]
-        if not issubclass(cls, Network):
-            return cls.from_pretrained(paths[name])
-        return cls.from_pretrained(
+        read = classes[name].from_pretrained
+        if not issubclass(classes[name], torch.nn.Module):
+            return read(paths[name])
+        return read(
             paths[name],
             dtype=precision(dtype, name),
             device=devices.get(name),

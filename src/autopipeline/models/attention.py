@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,14 +30,16 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context or channels, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, L, C) to (B, L, C)."""
+    def forward(self, x: Tensor, context: Tensor | None = None, unmixed: Tensor | None = None) -> Tensor:
+        """(B, L, C) to (B, L, C); where `unmixed` (B,) is true, every place attends to itself alone."""
         source = x if context is None else context
         q, k, v = (
             project(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D)
             for project, rows in ((self.to_q, x), (self.to_k, source), (self.to_v, source))
         )
         mixed = attend_upcast(q, k, v) if self.upcast else attend(q, k, v)
+        if unmixed is not None:
+            mixed = torch.where(unmixed[:, None, None, None], v, mixed)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
 
@@ -72,6 +75,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, channels: int, heads: int, context: int, only_cross: bool, upcast: bool) -> None:
         super().__init__()
         self.only_cross = only_cross
+        self.place = 0  # among the network's self-attentions, which number themselves
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = Attention(channels, heads, context if only_cross else None, upcast=upcast)
         self.norm2 = nn.LayerNorm(channels)
@@ -79,9 +83,10 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, L, C) with text (B, T, D)."""
-        x = x + self.attn1(self.norm1(x), context if self.only_cross else None)
+    def forward(self, x: Tensor, context: Tensor, perturbed: Tensor | None = None) -> Tensor:
+        """(B, L, C) with text (B, T, D); `perturbed` (B, self-attentions): which of them don't mix, row by row."""
+        unmixed = None if perturbed is None or self.only_cross else perturbed[:, self.place]
+        x = x + self.attn1(self.norm1(x), context if self.only_cross else None, unmixed)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -110,12 +115,12 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, C, H, W) with text (B, T, D)."""
+    def forward(self, x: Tensor, context: Tensor, perturbed: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) with text (B, T, D) and, if any, marks of self-attentions to switch off."""
         height, width = x.shape[-2:]
         rows = self._in(self.norm(x))
         for block in self.transformer_blocks:
-            rows = block(rows, context)
+            rows = block(rows, context, perturbed)
         return x + self._out(rows, height, width)
 
     def _in(self, x: Tensor) -> Tensor:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models.attention import SpatialTransformer
+from autopipeline.models.attention import SpatialTransformer, TransformerBlock
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.network import Network
 from autopipeline.models.resnet import Downsample, ResnetBlock, Upsample
@@ -39,6 +40,13 @@ PLAIN = {
 BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
 
 
+class Seen(NamedTuple):
+    """What the transformers look at besides x."""
+
+    text: Tensor  # (B, T, D)
+    perturbed: Tensor | None = None  # (B, self-attentions), bool: those that don't mix the places
+
+
 class Stack(nn.Module):
     """One level: residual blocks, each with a transformer where there are any, then a change of resolution."""
 
@@ -58,31 +66,31 @@ class Stack(nn.Module):
         if up is not None:
             self.upsamplers = nn.ModuleList([up])
 
-    def attended(self, k: int, x: Tensor, text: Tensor) -> Tensor:
+    def attended(self, k: int, x: Tensor, seen: Seen) -> Tensor:
         """X after the k-th transformer, if there is one."""
-        return self.attentions[k](x, text) if hasattr(self, "attentions") else x
+        return self.attentions[k](x, *seen) if hasattr(self, "attentions") else x
 
-    def down(self, x: Tensor, time: Tensor, text: Tensor) -> list[Tensor]:
+    def down(self, x: Tensor, time: Tensor, seen: Seen) -> list[Tensor]:
         """What every block leaves for the way up; the last one goes on down."""
         kept: list[Tensor] = []
         for k, resnet in enumerate(self.resnets):
-            x = self.attended(k, resnet(x, time), text)
+            x = self.attended(k, resnet(x, time), seen)
             kept.append(x)
         if hasattr(self, "downsamplers"):
             kept.append(self.downsamplers[0](x))
         return kept
 
-    def mid(self, x: Tensor, time: Tensor, text: Tensor) -> Tensor:
+    def mid(self, x: Tensor, time: Tensor, seen: Seen) -> Tensor:
         """A block, then pairs of transformer and block."""
         x = self.resnets[0](x, time)
         for k, resnet in enumerate(list(self.resnets)[1:]):
-            x = resnet(self.attended(k, x, text), time)
+            x = resnet(self.attended(k, x, seen), time)
         return x
 
-    def up(self, x: Tensor, time: Tensor, text: Tensor, kept: list[Tensor]) -> Tensor:
+    def up(self, x: Tensor, time: Tensor, seen: Seen, kept: list[Tensor]) -> Tensor:
         """Take from `kept` what the way down has left."""
         for k, resnet in enumerate(self.resnets):
-            x = self.attended(k, resnet(_cat(x, kept.pop()), time), text)
+            x = self.attended(k, resnet(_cat(x, kept.pop()), time), seen)
         if hasattr(self, "upsamplers"):
             x = self.upsamplers[0](x, tuple(kept[-1].shape[-2:]))
         return x
@@ -92,12 +100,100 @@ def _cat(x: Tensor, y: Tensor) -> Tensor:
     return torch.cat([x, y], 1)
 
 
-def _each(value: Any, count: int) -> list[Any]:
+def each(value: Any, count: int) -> list[Any]:
     """A value for every level, from one for all or a list."""
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * count
 
 
-class UNet2DConditionModel(Network):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """The levels of a U-Net, from the finest; lists have an item for each."""
+
+    widths: list[int]
+    layers: list[int]
+    depths: list[Any]  # of the transformers: one number, or one for each of the level's
+    heads: list[int]
+    context: list[int]
+    only_cross: list[bool]
+    time: int  # width of the time embedding
+    groups: int
+    eps: float
+    linear: bool
+    upcast: bool
+
+    def resnet(self, channels: int, out: int, scale: float = 1.0) -> ResnetBlock:
+        """A residual block."""
+        return ResnetBlock(channels, out, self.time, groups=self.groups, eps=self.eps, scale=scale)
+
+    def transformer(self, level: int, depth: int, cross: bool) -> SpatialTransformer:
+        """A transformer of that level; `cross`: with attention to the text alone."""
+        return SpatialTransformer(
+            self.widths[level],
+            self.heads[level],
+            depth,
+            self.context[level],
+            groups=self.groups,
+            linear=self.linear,
+            only_cross=cross,
+            upcast=self.upcast,
+        )
+
+    def attentions(self, kind: str, level: int, depth: Any, count: int) -> list[SpatialTransformer]:
+        """The transformers of a level; none where its kind has no attention."""
+        depths = each(depth, count) if kind.startswith("CrossAttn") else []
+        return [self.transformer(level, one, self.only_cross[level]) for one in depths]
+
+    def downs(self, kinds: Sequence[str], padding: int) -> nn.ModuleList:
+        """The way down."""
+        stacks: list[Stack] = []
+        for level, kind in enumerate(kinds):
+            width, before, count = self.widths[level], self.widths[max(level - 1, 0)], self.layers[level]
+            resnets = [self.resnet(before if k == 0 else width, width) for k in range(count)]
+            attentions = self.attentions(kind, level, self.depths[level], count)
+            last = level == len(self.widths) - 1
+            stacks.append(Stack(resnets, attentions, None if last else Downsample(width, padding)))
+        return nn.ModuleList(stacks)
+
+    def middle(self, scale: float) -> Stack:
+        """The blocks at the bottom; these attend to the places too, whatever `only_cross` says."""
+        width, depth = self.widths[-1], self.depths[-1]
+        resnets = [self.resnet(width, width, scale) for _ in range(2)]
+        deepest = depth if isinstance(depth, int) else depth[0]
+        return Stack(resnets, [self.transformer(len(self.widths) - 1, deepest, False)])
+
+
+class Encoder(Network):
+    """What a U-Net and a ControlNet share: how times, pooled texts and sizes become one vector."""
+
+    time_embedding: TimestepEmbedding
+    add_embedding: TimestepEmbedding
+
+    def embed(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        timestep_cond: Tensor | None,
+        text_embeds: Tensor | None,
+        time_ids: Tensor | None,
+    ) -> Tensor:
+        """The activated embedding (B, W)."""
+        config = self.config
+        shape = dict(cosine_first=config.flip_sin_to_cos, shift=config.freq_shift)
+        time = self.time_embedding(
+            sinusoidal(timestep.reshape(-1), config.block_out_channels[0], **shape).to(sample.dtype), timestep_cond
+        )
+        if config.addition_embed_type == "text_time":
+            time = time + self._added(text_embeds, time_ids, shape, sample)
+        return functional.silu(time)
+
+    def _added(self, text: Tensor | None, ids: Tensor | None, shape: dict[str, Any], sample: Tensor) -> Tensor:
+        if text is None or ids is None:
+            raise ValueError("This unet needs text_embeds and time_ids.")
+        numbers = sinusoidal(ids.flatten(), self.config.addition_time_embed_dim, **shape).reshape(len(ids), -1)
+        return self.add_embedding(torch.cat([text, numbers.to(text.dtype)], -1).to(sample.dtype))
+
+
+class UNet2DConditionModel(Encoder):
     """A U-Net with attention to a text."""
 
     def __init__(
@@ -161,76 +257,56 @@ class UNet2DConditionModel(Network):
         cross_attention_norm: str | None = None,
         addition_embed_type_num_heads: int = 64,
     ) -> None:
-        _refuse_unknown(self.config)
-        widths, levels = list(block_out_channels), len(block_out_channels)
-        groups = norm_num_groups or 32
-        time = time_embedding_dim or widths[0] * 4
-        layers, context = _each(layers_per_block, levels), _each(cross_attention_dim, levels)
-        depths = _each(transformer_layers_per_block, levels)
-        # What the configurations call the width of the heads is, in all of these checkpoints, their number.
-        heads = _each(num_attention_heads or attention_head_dim, levels)
-        only_cross = _each(only_cross_attention, levels)
-
-        def resnet(channels: int, out: int) -> ResnetBlock:
-            return ResnetBlock(channels, out, time, groups=groups, eps=norm_eps)
-
-        def transformer(level: int, depth: int, cross: bool) -> SpatialTransformer:
-            return SpatialTransformer(
-                widths[level],
-                heads[level],
-                depth,
-                context[level],
-                groups=groups,
-                linear=use_linear_projection,
-                only_cross=cross,
-                upcast=upcast_attention,
-            )
-
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], time, condition=time_cond_proj_dim)
-        if addition_embed_type == "text_time":
-            self.add_embedding = TimestepEmbedding(projection_class_embeddings_input_dim or 0, time)
-
-        downs: list[Stack] = []
-        for level, kind in enumerate(down_block_types):
-            before = widths[max(level - 1, 0)]
-            resnets = [resnet(before if k == 0 else widths[level], widths[level]) for k in range(layers[level])]
-            attentions = [
-                transformer(level, depth, only_cross[level]) for depth in _depths(kind, depths[level], layers[level])
-            ]
-            last = level == levels - 1
-            downs.append(Stack(resnets, attentions, None if last else Downsample(widths[level], downsample_padding)))
-        self.down_blocks = nn.ModuleList(downs)
-
-        deepest = depths[-1] if isinstance(depths[-1], int) else depths[-1][0]
-        self.mid_block = Stack(
-            [
-                ResnetBlock(widths[-1], widths[-1], time, groups=groups, eps=norm_eps, scale=mid_block_scale_factor)
-                for _ in range(2)
-            ],
-            [transformer(levels - 1, deepest, False)],  # whatever mid_block_only_cross_attention says
+        refuse_unknown(self.config, "unet")
+        widths, count = list(block_out_channels), len(block_out_channels)
+        levels = Levels(
+            widths=widths,
+            layers=each(layers_per_block, count),
+            depths=each(transformer_layers_per_block, count),
+            # What the configurations call the width of the heads is, in all of these checkpoints, their number.
+            heads=each(num_attention_heads or attention_head_dim, count),
+            context=each(cross_attention_dim, count),
+            only_cross=each(only_cross_attention, count),
+            time=time_embedding_dim or widths[0] * 4,
+            groups=norm_num_groups or 32,
+            eps=norm_eps,
+            linear=use_linear_projection,
+            upcast=upcast_attention,
         )
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], levels.time, condition=time_cond_proj_dim)
+        if addition_embed_type == "text_time":
+            self.add_embedding = TimestepEmbedding(projection_class_embeddings_input_dim or 0, levels.time)
+        self.down_blocks = levels.downs(down_block_types, downsample_padding)
+        self.mid_block = levels.middle(mid_block_scale_factor)
+        self.up_blocks = self._ups(levels, up_block_types, reverse_transformer_layers_per_block)
+        self.conv_norm_out = nn.GroupNorm(levels.groups, widths[0], eps=norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+        for place, block in enumerate(self.self_attentions().values()):
+            block.place = place
 
-        ups: list[Stack] = []
-        up_depths = list(reverse_transformer_layers_per_block or reversed(depths))
-        for position, kind in enumerate(up_block_types):
-            level = levels - 1 - position
-            count = layers[level] + 1
-            before, below = widths[min(level + 1, levels - 1)], widths[max(level - 1, 0)]
+    @staticmethod
+    def _ups(levels: Levels, kinds: Sequence[str], depths: Sequence[Any] | None) -> nn.ModuleList:
+        """The way up: at each level one block more than on the way down, each with what that has left."""
+        stacks: list[Stack] = []
+        widths, last = levels.widths, len(levels.widths) - 1
+        depths = list(depths or reversed(levels.depths))
+        for position, kind in enumerate(kinds):
+            level = last - position
+            count, width = levels.layers[level] + 1, widths[level]
+            first, below = widths[min(level + 1, last)], widths[max(level - 1, 0)]
             resnets = [
-                resnet(
-                    (before if k == 0 else widths[level]) + (below if k == count - 1 else widths[level]), widths[level]
-                )
+                levels.resnet((first if k == 0 else width) + (below if k == count - 1 else width), width)
                 for k in range(count)
             ]
-            attentions = [
-                transformer(level, depth, only_cross[level]) for depth in _depths(kind, up_depths[position], count)
-            ]
-            ups.append(Stack(resnets, attentions, up=Upsample(widths[level]) if level else None))
-        self.up_blocks = nn.ModuleList(ups)
+            attentions = levels.attentions(kind, level, depths[position], count)
+            stacks.append(Stack(resnets, attentions, up=Upsample(width) if level else None))
+        return nn.ModuleList(stacks)
 
-        self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps=norm_eps)
-        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+    def self_attentions(self) -> dict[str, TransformerBlock]:
+        """The blocks with self-attention, by its name, in the order of the columns of `perturbed`."""
+        parts = self.named_modules()
+        return {f"{name}.attn1": x for name, x in parts if isinstance(x, TransformerBlock) and not x.only_cross}
 
     def forward(
         self,
@@ -243,50 +319,35 @@ class UNet2DConditionModel(Network):
         time_ids: Tensor | None = None,
         down_block_additional_residuals: Sequence[Tensor] = (),
         mid_block_additional_residual: Tensor | None = None,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """The prediction for `sample` (B, C, H, W) at `timestep` (B,) with a text (B, T, D).
 
         `timestep_cond` (B, W) embeds a guidance scale; `text_embeds` (B, P) and `time_ids` (B, 5 or 6) are the pooled
-        text and the sizes of Stable Diffusion XL; the residuals come from a ControlNet.
+        text and the sizes of Stable Diffusion XL; the residuals come from a ControlNet; `perturbed` (B, K) is true for
+        those of the K self-attentions that are to leave every place as it is.
         """
-        config, text = self.config, encoder_hidden_states
-        shape = dict(cosine_first=config.flip_sin_to_cos, shift=config.freq_shift)
-        time = self.time_embedding(
-            sinusoidal(timestep.reshape(-1), config.block_out_channels[0], **shape).to(sample.dtype), timestep_cond
-        )
-        if config.addition_embed_type == "text_time":
-            time = time + self._added(text_embeds, time_ids, shape, sample)
-        time = functional.silu(time)
-
+        time = self.embed(sample, timestep, timestep_cond, text_embeds, time_ids)
+        seen = Seen(encoder_hidden_states, None if perturbed is None else perturbed.bool())
         x = self.conv_in(sample)
         kept = [x]
         for block in self.down_blocks:
-            kept += block.down(kept[-1], time, text)  # type: ignore[operator]
-        x = self.mid_block.mid(kept[-1], time, text)
+            kept += block.down(kept[-1], time, seen)  # type: ignore[operator]
+        x = self.mid_block.mid(kept[-1], time, seen)
         if mid_block_additional_residual is not None:
             x = x + mid_block_additional_residual
         if len(down_block_additional_residuals):
             kept = [x + more for x, more in zip(kept, down_block_additional_residuals, strict=True)]
         for block in self.up_blocks:
-            x = block.up(x, time, text, kept)  # type: ignore[operator]
+            x = block.up(x, time, seen, kept)  # type: ignore[operator]
         return self.conv_out(functional.silu(self.conv_norm_out(x)))
 
-    def _added(self, text: Tensor | None, ids: Tensor | None, shape: dict[str, Any], sample: Tensor) -> Tensor:
-        if text is None or ids is None:
-            raise ValueError("This unet needs text_embeds and time_ids.")
-        numbers = sinusoidal(ids.flatten(), self.config.addition_time_embed_dim, **shape).reshape(len(ids), -1)
-        return self.add_embedding(torch.cat([text, numbers.to(text.dtype)], -1).to(sample.dtype))
 
-
-def _depths(kind: str, depth: Any, count: int) -> list[int]:
-    """Layers of each transformer of a level; none for levels without attention."""
-    return _each(depth, count) if kind.startswith("CrossAttn") else []
-
-
-def _refuse_unknown(config: Any) -> None:
+def refuse_unknown(config: Any, what: str) -> None:
+    """Raise CheckpointError for configurations of blocks that aren't here."""
     for name, able in PLAIN.items():
-        if config[name] not in able:
-            raise CheckpointError(f"A unet with {name}={config[name]!r} is not supported by this version.")
-    for kind in (*config["down_block_types"], *config["up_block_types"]):
+        if name in config and config[name] not in able:
+            raise CheckpointError(f"A {what} with {name}={config[name]!r} is not supported by this version.")
+    for kind in (*config["down_block_types"], *config.get("up_block_types", ())):
         if kind not in BLOCKS:
-            raise CheckpointError(f"A unet with blocks of the type {kind} is not supported by this version.")
+            raise CheckpointError(f"A {what} with blocks of the type {kind} is not supported by this version.")

@@ -1,0 +1,166 @@
+"""ControlNet (Zhang et al. 2023): residuals from a picture, added in the U-Net; several are summed.
+
+All that a call says about strengths becomes rows of the conditioning, one for each row of x, ControlNet and residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autopipeline import images
+from autopipeline.models.controlnet import ControlNetModel, MultiControlNetModel
+from autopipeline.spaces import crop_box, factor
+from autopipeline.stage import Cond, Family, Pred, Run, Slot, Stage
+
+Components = Mapping[str, Any]
+Nets = list[ControlNetModel]
+
+TAKEN = ("encoder_hidden_states", "text_embeds", "time_ids")
+"""Conditioning of the U-Net that a ControlNet takes as well."""
+
+
+def params(scale: float) -> dict[str, Any]:
+    """What a call can say: strength, whether to do without the prompt, and the share of the steps to take part in.
+
+    With several ControlNets, all but `guess_mode` may be lists.
+    """
+    return dict(
+        controlnet_conditioning_scale=scale, guess_mode=False, control_guidance_start=0.0, control_guidance_end=1.0
+    )
+
+
+def attach(family: Family) -> Family:
+    """The family with a `controlnet`, a network or a list of them."""
+
+    def stages(components: Components, run: Run) -> tuple[Stage, ...]:
+        *before, last = family.stages(components, run)
+        return (*before, _controlled(last, _nets(components["controlnet"]), run))
+
+    def check(components: Components, args: Mapping[str, Any]) -> None:
+        family.check(components, args)
+        _check(len(_nets(components["controlnet"])), args)
+
+    slot = Slot(("ControlNetModel", "MultiControlNetModel"), take=_take)
+    return replace(family, slots={**family.slots, "controlnet": slot}, stages=stages, check=check, read=_read)
+
+
+def _take(given: Any) -> Any:
+    return MultiControlNetModel(given) if isinstance(given, list | tuple) else given
+
+
+def _nets(component: ControlNetModel | MultiControlNetModel) -> Nets:
+    return component.members if isinstance(component, MultiControlNetModel) else [component]
+
+
+def _read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
+    """One argument for each ControlNet's picture, and the size of the result where the call gives none.
+
+    Without a picture to start from, `image` is the ControlNet's.
+    """
+    name = "control_image" if "control_image" in args else "image"
+    control, count = args[name], len(_nets(components["controlnet"]))
+    if control is None:
+        raise ValueError(f"A ControlNet needs {name}.")
+    if count > 1 and isinstance(control, list | tuple) and isinstance(control[0], list | tuple):
+        control = list(zip(*control, strict=True))  # one list a prompt -> one list a ControlNet
+    if count > 1 and (not isinstance(control, list | tuple) or len(control) != count):
+        raise ValueError(f"{name} has to be a list of {count}, a picture for each ControlNet.")
+    read = {key: value for key, value in args.items() if key != name}
+    read |= {f"control_image_{k}": control[k] if count > 1 else control for k in range(count)}
+    multiple = max(8, factor(components["vae"]))
+    sizes = images.sizes(args["image"] if name == "control_image" else read["control_image_0"])
+    for side, lengths in zip(("width", "height"), zip(*(size or (0, 0) for size in sizes), strict=True), strict=True):
+        if args[side] is None:
+            rounded = [max(length // multiple, 1) * multiple for length in lengths]
+            read[side] = rounded if len(set(sizes)) > 1 else rounded[0]
+    return read
+
+
+def _check(count: int, args: Mapping[str, Any]) -> None:
+    for name in params(1.0):
+        given = args.get(name)
+        if isinstance(given, list | tuple) and len(given) != count:
+            raise ValueError(f"{name} has {len(given)} entries for {count} ControlNets.")
+    starts, ends = (_each(args[f"control_guidance_{end}"], count) for end in ("start", "end"))
+    for start, end in zip(starts, ends, strict=True):
+        if not 0 <= start < end <= 1:
+            raise ValueError(f"control_guidance_start={start} and _end={end} have to be in 0 to 1, in this order.")
+
+
+def _each(value: Any, count: int) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value] * count
+
+
+def _controlled(stage: Stage, nets: Nets, run: Run) -> Stage:
+    """The stage whose network gets the residuals."""
+
+    def condition(run: Run, x: Tensor) -> Cond:
+        cond = stage.condition(run, x)
+        branches = len(cond["encoder_hidden_states"]) // len(x)
+        pictures = {f"control_image_{k}": _picture(run, net, k).to(stage.device) for k, net in enumerate(nets)}
+        return cond | {name: rows.repeat(branches, 1, 1, 1) for name, rows in pictures.items()}
+
+    def vary(run: Run, branches: tuple[str, ...]) -> Cond:
+        return {**stage.vary(run, branches), "control_scale": _strengths(nets, run, branches).to(stage.device)}
+
+    def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
+        rest: dict[str, Any] = {name: rows for name, rows in cond.items() if not name.startswith("control_")}
+        every = [made for k, net in enumerate(nets) if (made := _residuals(net, k, x, t, cond))]
+        if every:
+            *down, middle = [sum(same[1:], same[0]) for same in zip(*every, strict=True)]
+            rest |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return stage.predict(x, t, rest)
+
+    shown = "control_image" if run.get("image") is not None else "image"
+    public = {**stage.public, "control_image_0": shown} if len(nets) == 1 else stage.public
+    return replace(stage, condition=condition, vary=vary, predict=predict, public=public, beside=(*stage.beside, *nets))
+
+
+def _picture(run: Run, net: ControlNetModel, k: int) -> Tensor:
+    """The k-th ControlNet's picture, 0..1, one row for each picture to be made."""
+    box = crop_box(run)
+    fit: dict[str, Any] = {"multiple": net.reduction, "signed": False, "crop": box, "fill": box is not None}
+    x = images.pixels(run[f"control_image_{k}"], run["height"], run["width"], **fit)
+    if len(x) not in (1, run.prompts):
+        raise ValueError(f"A ControlNet has {len(x)} pictures for {run.prompts} prompts; give one, or one for each.")
+    return x.repeat_interleave(run.batch // len(x), 0)
+
+
+def _strengths(nets: Nets, run: Run, branches: tuple[str, ...]) -> Tensor:
+    """What to multiply each residual with at this step: (branches * B, ControlNets, residuals)."""
+    count, (position, total, _) = len(nets), run.now
+    scales = _each(run["controlnet_conditioning_scale"], count)
+    starts, ends = (_each(run[f"control_guidance_{end}"], count) for end in ("start", "end"))
+    pooled = nets[0].config.global_pool_conditions
+    guess = run.get("guess_mode", False)
+    table = torch.zeros(len(branches), count, nets[0].residuals)
+    for k, net in enumerate(nets):
+        if position / total >= starts[k] and (position + 1) / total <= ends[k]:
+            rising = guess and not net.config.global_pool_conditions  # the finer, the weaker
+            table[:, k] = scales[k] * (torch.logspace(-1, 0, net.residuals) if rising else torch.ones(net.residuals))
+    if guess or pooled:
+        table[[branch == "negative" for branch in branches]] = 0
+    return table.repeat_interleave(run.batch, 0)
+
+
+def _residuals(net: ControlNetModel, k: int, x: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+    """The residuals of one ControlNet, asked only for the rows in which they count; none if there is no such row."""
+    scale = cond["control_scale"][:, k]  # (R, residuals)
+    rows = scale.any(-1)
+    if not rows.any():
+        return []
+    inputs = {name: cond[name][rows] for name in (*TAKEN, f"control_image_{k}") if name in cond}
+    typed = {name: entry.to(device=net.device, dtype=net.dtype) for name, entry in inputs.items()}
+    picture = typed.pop(f"control_image_{k}")
+    made = net(x[rows].to(net.device, net.dtype), t[rows].to(net.device), controlnet_cond=picture, **typed)
+    full: list[Tensor] = []
+    for j, residual in enumerate(made):
+        whole = residual.new_zeros(len(x), *residual.shape[1:])
+        whole[rows] = residual * scale[rows, j, None, None, None].to(residual)
+        full.append(whole)
+    return full
