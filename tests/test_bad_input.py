@@ -319,9 +319,9 @@ def test_code_from_checkpoints_is_not_run(checkpoint: Checkpoint) -> None:
 CALLS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "did you mean 'guidance_scale'", dict(guidence_scale=3)),
     (ValueError, "height=100 is not a positive multiple of 8", dict(height=100, width=64)),
-    (ValueError, "width=0 is not a positive", dict(width=0)),
-    (ValueError, "width=-8", dict(height=64, width=-8)),
-    (ValueError, "strength has to be between 0 and 1, not 1.5", dict(image=tiny.photo(), strength=1.5)),
+    (ValueError, "width=0 has to be a whole number of at least 1", dict(width=0)),
+    (ValueError, "width=-8 has to be", dict(height=64, width=-8)),
+    (ValueError, "strength=1.5 has to be a number from 0 to 1", dict(image=tiny.photo(), strength=1.5)),
     (TypeError, "strength has no effect on text-to-image", dict(strength=0.5)),
     (TypeError, "height has no effect on image-to-image", dict(image=tiny.photo(), height=64)),
     (ValueError, "needs image", dict(mask_image=tiny.mask())),
@@ -347,6 +347,38 @@ CALLS: list[tuple[type[Exception], str, dict[str, Any]]] = [
         "padding_mask_crop needs output_type='pil'",
         dict(image=tiny.photo(), mask_image=tiny.mask(), padding_mask_crop=4, output_type="np"),
     ),
+    (TypeError, "guidance_scale='7' has to be a number", dict(guidance_scale="7")),
+    (ValueError, "guidance_scale=nan has to be a number", dict(guidance_scale=float("nan"))),
+    (ValueError, "guidance_scale has 0 entries", dict(guidance_scale=[])),
+    (ValueError, "guidance_rescale=-1 has to be a number from 0 to 1", dict(guidance_rescale=-1)),
+    (ValueError, "height=64.0 has to be a whole number", dict(height=64.0, width=64)),
+    (TypeError, "num_images_per_prompt='2' has to be a whole number", dict(num_images_per_prompt="2")),
+    (TypeError, "generator=1 has to be a torch.Generator|generator", dict(generator="x")),
+    (TypeError, "cancel=True has to be a threading.Event", dict(cancel=True)),
+    (TypeError, "callback_on_step_end has to be a function|callback_on_step_end", dict(callback_on_step_end="f")),
+    (TypeError, "has to be a list of names", dict(callback_on_step_end_tensor_inputs=None)),
+    (TypeError, "cross_attention_kwargs has to be a dict", dict(cross_attention_kwargs=0.5)),
+    (TypeError, "seed=True", dict(seed=True)),
+    (ValueError, "seed=1.5 has to be a whole number", dict(seed=[1.5])),
+    (ValueError, "at most 64 bits", dict(seed=2**70)),
+    (TypeError, "timesteps='x' has to be a list of numbers", dict(timesteps="x")),
+    (TypeError, "latents=ndarray has to be a torch.Tensor", dict(latents=np.zeros((1, 4, 8, 8)))),
+    (TypeError, "prompt_embeds has to be a torch.Tensor", dict(prompt=None, prompt_embeds=[1])),
+    (ValueError, "prompt_embeds has the shape", dict(prompt=None, prompt_embeds=torch.zeros(77, 24))),
+    (ValueError, "prompt_embeds has NaN", dict(prompt=None, prompt_embeds=torch.full((1, 77, 24), float("nan")))),
+    (ValueError, "reads 77; pass negative_prompt_embeds", dict(prompt=None, prompt_embeds=torch.zeros(1, 80, 24))),
+    (ValueError, "clip_skip has no effect", dict(prompt=None, prompt_embeds=torch.zeros(1, 77, 24), clip_skip=1)),
+    (ValueError, "The list of prompts is empty", dict(prompt=[])),
+    (
+        ValueError,
+        "masked_image_latents has an effect only on networks made for inpainting",
+        dict(image=tiny.photo(), mask_image=tiny.mask(), masked_image_latents=torch.zeros(1, 4, 8, 8)),
+    ),
+    (
+        ValueError,
+        "image has latents of .4, 4, 4.",
+        dict(image=torch.zeros(1, 4, 4, 4), mask_image=tiny.mask()),
+    ),
 ]
 
 
@@ -355,6 +387,48 @@ def test_bad_calls(pipe: Any, error: type[Exception], says: str, changes: dict[s
     with pytest.raises(error, match=says) as raised:
         pipe(**dict(prompt="red cat", num_inference_steps=4) | changes)
     assert "\n" not in str(raised.value)
+
+
+XL_CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("aesthetic_score has no effect on a base model", dict(image=tiny.photo(), aesthetic_score=3.0)),
+    ("negative_target_size has no effect without both", dict(negative_target_size=(64, 64))),
+    ("negative_crops_coords_top_left has no effect", dict(negative_crops_coords_top_left=(1, 2))),
+    ("original_size=.1, 2, 3. has to be a pair", dict(original_size=(1, 2, 3))),
+    ("denoising_end=0", dict(denoising_end=0.0)),
+    ("denoising_start=0.0 has to be between", dict(image=tiny.photo(), denoising_start=0.0)),
+    ("negative_pooled_prompt_embeds needs", dict(negative_pooled_prompt_embeds=torch.zeros(1, 24))),
+    ("latents have the shape", dict(image=tiny.photo(), latents=torch.zeros(2, 4, 8, 8))),
+]
+
+
+@pytest.mark.parametrize(("says", "changes"), XL_CALLS)
+def test_bad_calls_of_sdxl(checkpoint: Checkpoint, says: str, changes: dict[str, Any]) -> None:
+    xl = ap.DiffusionPipeline.from_pretrained(checkpoint("xl"))
+    with pytest.raises(ValueError, match=says):
+        xl(**dict(prompt="red cat", num_inference_steps=4) | changes)
+
+
+def test_lcm_needs_its_scheduler(checkpoint: Checkpoint) -> None:
+    lcm = ap.DiffusionPipeline.from_pretrained(checkpoint("lcm"))
+    lcm.scheduler = ap.DDIMScheduler()
+    with pytest.raises(ValueError, match="needs LCMScheduler; DDIMScheduler does not know"):
+        lcm("red cat")
+
+
+def test_callbacks_keep_what_they_set_and_give_back_what_is_known(pipe: Any) -> None:
+    seen: list[int] = []
+
+    def counting(view: Any, step: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        view.count = getattr(view, "count", 0) + 1
+        assert view.do_classifier_free_guidance
+        seen.append(view.count)
+        return {}
+
+    pipe("red cat", num_inference_steps=3, seed=1, callback_on_step_end=counting)
+    assert seen == list(range(1, len(seen) + 1))
+    assert not hasattr(pipe, "count")
+    with pytest.raises(ValueError, match="gave back 'latent'; it may give latents"):
+        pipe("red cat", num_inference_steps=3, callback_on_step_end=lambda *_: {"latent": torch.zeros(1)})
 
 
 def test_a_strength_that_leaves_no_step(checkpoint: Checkpoint) -> None:

@@ -149,6 +149,17 @@ def test_cancel_at_a_step(load: Any, key: str, task: str) -> None:
     assert seen == [0, 1]
 
 
+def test_tensors_and_arrays_are_dealt_out_item_by_item(load: Any) -> None:
+    pipe = load("stable-diffusion", "image2image")
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    calls = dict(prompt=["red cat", "sun"], seed=[7, 9], strength=[0.9, 0.7])
+    first = call(pipe, "image2image", image=pictures[:1], strength=0.9)
+    second = call(pipe, "image2image", prompt="sun", seed=9, image=pictures[1:], strength=0.7)
+    for given in (pictures, pictures.permute(0, 2, 3, 1).numpy(), list(pictures)):
+        both = call(pipe, "image2image", image=given, **calls)
+        assert np.allclose(both, np.concatenate([first, second]), atol=2e-4)
+
+
 @pytest.mark.parametrize(("key", "task"), CASES)
 def test_stream_ends_with_the_result(load: Any, key: str, task: str) -> None:
     pipe = load(key, task)

@@ -42,6 +42,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("sd", "text2image", dict(clip_skip=1, width=96, height=56)),
     ("sd", "text2image", dict(guidance_scale=1.0, latents=(1, 4, 8, 8))),
     ("sd", "text2image", EMBEDS),
+    ("sd", "text2image", dict(prompt=None, prompt_embeds=(1, 20, 24), negative_prompt="cat")),
     ("sd", "image2image", GENTLE),
     ("sd", "image2image", GENTLE | dict(image=tiny.photo(70, 101), num_images_per_prompt=2)),
     ("sd", "inpaint", {}),
@@ -57,6 +58,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("xl", "text2image", dict(prompt_2="sun", negative_prompt="cat", negative_prompt_2="sun", clip_skip=1)),
     ("xl", "text2image", MICRO | NEGATIVE_MICRO | dict(num_images_per_prompt=2)),
     ("xl", "text2image", XL_EMBEDS | dict(denoising_end=0.6, output_type="latent")),
+    ("xl", "text2image", dict(negative_prompt="cat", negative_pooled_prompt_embeds=(1, 24))),
+    ("xl", "text2image", dict(denoising_end=1.0)),
     ("xl", "image2image", GENTLE),
     ("xl", "image2image", MICRO | NEGATIVE_MICRO | GENTLE | dict(guidance_rescale=0.7)),
     ("xl", "image2image", dict(image=(1, 4, 16, 16), denoising_start=0.5, denoising_end=0.9, num_inference_steps=8)),
@@ -82,7 +85,7 @@ def pair(checkpoint: Callable[[str], Path]) -> Any:
 
 
 def draw(value: Any) -> Any:
-    """Shapes in CASES stand for random tensors."""
+    """Shapes in CASES stand for random tensors; (1, width) is one of them too."""
     if (isinstance(value, tuple) and len(value) > 2) or (isinstance(value, tuple) and value[0] == 1):
         return torch.randn(value, generator=torch.Generator().manual_seed(len(value)))
     return value

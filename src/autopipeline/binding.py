@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from autopipeline import prompts
+from autopipeline import kinds, prompts
 from autopipeline.names import NOUNS, TASKS
 from autopipeline.stage import Family, Random, Run
 
@@ -123,14 +123,14 @@ def _surplus(family: Family, task: str, name: str) -> str:
 
 def runs(family: Family, bound: Bound, settings: Mapping[str, Any]) -> list[Run]:
     """One run, or one for each prompt where an argument is given item by item."""
+    kinds.check_one("num_images_per_prompt", bound.args["num_images_per_prompt"])
     return [_run(args, settings) for args in _items(bound.args)]
 
 
 def _run(args: dict[str, Any], settings: Mapping[str, Any]) -> Run:
     count = prompts.count(args)
+    kinds.check(args, count)
     batch = count * args["num_images_per_prompt"]
-    if batch <= 0:
-        raise ValueError(f"num_images_per_prompt={args['num_images_per_prompt']} has to be at least 1.")
     random = Random(_generators(args, batch), batch)
     run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"])
     run.cancel = args["cancel"] or threading.Event()
@@ -144,11 +144,12 @@ def _generators(args: Mapping[str, Any], batch: int) -> torch.Generator | list[t
         return list(generator) if isinstance(generator, tuple) else generator
     if generator is not None:
         raise ValueError("Pass either seed or generator, not both.")
+    seed = kinds.seeds(seed)
     if isinstance(seed, int):
         seed = [seed + k for k in range(batch)]
     if len(seed) != batch:
         raise ValueError(f"{len(seed)} seeds were given for {batch} pictures; give one, or one for each picture.")
-    return [torch.Generator().manual_seed(int(s)) for s in seed]
+    return [torch.Generator().manual_seed(s) for s in seed]
 
 
 def _items(args: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -161,7 +162,7 @@ def _items(args: dict[str, Any]) -> Iterator[dict[str, Any]]:
     single = isinstance(args.get("prompt"), str)
     count = len(next(iter(listed.values()))) if single else count
     for name, values in listed.items():
-        if len(values) != count:
+        if not len(values) or len(values) != count:
             raise ValueError(f"{name} has {len(values)} entries for {count} prompts.")
     if isinstance(args["generator"], torch.Generator):
         raise ValueError(f"With {next(iter(listed))} given item by item, pass seed= or a list of generators.")
@@ -174,25 +175,33 @@ def _item(args: dict[str, Any], listed: Mapping[str, Sequence[Any]], k: int, cou
     for name, value in args.items():
         if name in listed:
             one[name] = listed[name][k]
-        elif (
-            (name in BATCHED or name.startswith("control_image"))
-            and isinstance(value, list | tuple)
-            and len(value) == count
-        ):
-            one[name] = value[k]
-        elif (
-            (name in (*BATCHED, *EMBEDS) or name.startswith("control_image"))
-            and isinstance(value, torch.Tensor)
-            and len(value) == count
-        ):
+        elif name in BATCHED or name.startswith("control_image"):
+            one[name] = _part(value, k, count)
+        elif name in EMBEDS and isinstance(value, torch.Tensor) and len(value) == count:
             one[name] = value[k : k + 1]
     per = args["num_images_per_prompt"]
-    if isinstance(args["seed"], int):
-        one["seed"] = args["seed"] + k * per
+    if isinstance(args.get("latents"), torch.Tensor) and len(args["latents"]) == count * per:
+        one["latents"] = args["latents"][k * per : (k + 1) * per]
+    if args["seed"] is not None and not isinstance(args["seed"], list | tuple):
+        one["seed"] = kinds.seeds(args["seed"]) + k * per  # type: ignore[operator]
     for name in ("seed", "generator"):
         if isinstance(args[name], list | tuple):
             one[name] = list(args[name][k * per : (k + 1) * per])
     return one
+
+
+def _part(value: Any, k: int, count: int) -> Any:
+    """The k-th prompt's part of texts or pictures: an item of a list, a picture of a batch; else all of it."""
+    if isinstance(value, list | tuple) and len(value) == count:
+        return value[k]
+    if getattr(value, "ndim", 0) == 4 and len(value) == count:
+        return value[k : k + 1]
+    return value
+
+
+def _extent(picture: Any) -> tuple[int, ...] | None:
+    """What tells sizes apart: that of a PIL picture, or the shape of numbers; None for what has neither."""
+    return tuple(picture.shape) if hasattr(picture, "shape") else getattr(picture, "size", None)
 
 
 def _is_per_item(name: str, value: Any) -> bool:
@@ -202,5 +211,6 @@ def _is_per_item(name: str, value: Any) -> bool:
     if name in SEQUENCES:
         return isinstance(value, list | tuple) and len(value) > 0 and isinstance(value[0], list | tuple)
     if name == "image" and isinstance(value, list):
-        return len({getattr(picture, "size", None) for picture in value}) > 1 and all(hasattr(p, "size") for p in value)
+        extents = {_extent(picture) for picture in value}
+        return len(extents) > 1 and None not in extents
     return False

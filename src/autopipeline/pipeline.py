@@ -74,6 +74,8 @@ class RunView:
             return run.interrupted
         if name in ("_guidance_scale", "guidance_scale"):
             return run.guidance_scale
+        if name == "do_classifier_free_guidance":
+            return run.guidance_scale > 1
         if name in run.args:
             return run.args[name]
         return getattr(self.__dict__["_pipe"], name)
@@ -180,6 +182,8 @@ class DiffusionPipeline:
         if args["output_type"] not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={args['output_type']!r} has to be 'pil', 'np', 'pt' or 'latent'.")
         scale = args["cross_attention_kwargs"]
+        if scale is not None and not isinstance(scale, Mapping):
+            raise TypeError(f"cross_attention_kwargs has to be a dict such as {{'scale': 1.0}}, not {scale!r}.")
         if scale and (set(scale) != {"scale"} or scale["scale"] != 1.0):
             raise ValueError(f"cross_attention_kwargs={scale} scales adapters, and none is loaded.")
         if args.get("padding_mask_crop") is not None:
@@ -189,6 +193,8 @@ class DiffusionPipeline:
                 if not isinstance(args[name], Image.Image):
                     raise ValueError(f"padding_mask_crop needs {name} to be a PIL picture.")
         tensors = _tensor_names(args)
+        if not all(isinstance(name, str) for name in tensors):
+            raise TypeError("callback_on_step_end_tensor_inputs has to be a list of names.")
         able = self.family.tasks[bound.task].tensors
         unknown = [name for name in tensors if name not in able]
         if unknown:
@@ -239,12 +245,14 @@ class DiffusionPipeline:
                 reply = answer([event])[0]
                 continue
             reply = report(event)
-            if last is not None:
-                yield last
             x0 = event.x0
-            last = StreamStep(
+            step = StreamStep(
                 event.index, event.total, event.timestep, event.tensors["latents"], lambda x0=x0: _preview(space, x0)
             )
+            if event.index == event.total - 1 or run.interrupted:
+                last = step  # comes with the result
+            else:
+                yield step
         result = self._finish(bound.task, run, x)
         if last is not None:
             yield replace(last, result=result)
@@ -271,6 +279,7 @@ class DiffusionPipeline:
     def _reporter(self, run: Run, bar: Any) -> OnStep:
         callback = run["callback_on_step_end"]
         wanted = _tensor_names(run.args)
+        views: list[RunView] = []  # one for the whole run: what a callback sets on it stays
 
         def report(step: Step) -> Mapping[str, Tensor] | None:
             if bar is not None:
@@ -279,9 +288,15 @@ class DiffusionPipeline:
                 bar.update()
             if callback is None:
                 return None
-            view = RunView(self, run, step.total)
+            if not views:
+                views.append(RunView(self, run, step.total))
             seen = {name: step.tensors[name] for name in wanted if name in step.tensors}
-            return callback(view, step.index, step.timestep, seen)
+            changes = callback(views[0], step.index, step.timestep, seen)
+            unknown = [name for name in changes or {} if name not in step.tensors]
+            if unknown:
+                able = ", ".join(step.tensors)
+                raise ValueError(f"callback_on_step_end gave back {unknown[0]!r}; it may give {able}.")
+            return changes
 
         return report
 
@@ -444,7 +459,8 @@ class DiffusionPipeline:
 def _tensor_names(args: Mapping[str, Any]) -> list[str]:
     """The tensors that the callback wants: its own list where it has one."""
     own = getattr(args["callback_on_step_end"], "tensor_inputs", None)
-    return list(own if own is not None else args["callback_on_step_end_tensor_inputs"])
+    names = own if own is not None else args["callback_on_step_end_tensor_inputs"]
+    return list(names) if isinstance(names, list | tuple) else [names]
 
 
 def _preview(space: Any, x0: Tensor) -> list[Image.Image]:

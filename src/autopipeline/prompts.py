@@ -18,17 +18,19 @@ def count(args: Mapping[str, Any]) -> int:
     if prompt is not None and embeds is not None:
         raise ValueError("Pass either prompt or prompt_embeds, not both.")
     if embeds is not None:
+        if not isinstance(embeds, Tensor):
+            raise TypeError(f"prompt_embeds has to be a torch.Tensor, not {type(embeds).__name__}.")
         return len(embeds)
     if not isinstance(prompt, str | list | tuple):
         raise TypeError(f"prompt has to be a string or a list of strings, not {type(prompt).__name__}.")
+    if not prompt and not isinstance(prompt, str):
+        raise ValueError("The list of prompts is empty.")
     return 1 if isinstance(prompt, str) else len(prompt)
 
 
 def check(args: Mapping[str, Any]) -> None:
     """Refuse prompts and embeddings that contradict each other."""
     prompts = count(args)
-    if not prompts:
-        raise ValueError("The list of prompts is empty.")
     for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
         value = args.get(name)
         if value is None:
@@ -36,6 +38,8 @@ def check(args: Mapping[str, Any]) -> None:
         if args.get("negative_prompt_embeds" if name.startswith("neg") else "prompt_embeds") is not None:
             raise ValueError(f"Pass either {name} or its embeddings, not both.")
         rows(value, prompts, name)
+    if args.get("clip_skip") is not None and args.get("prompt_embeds") is not None:
+        raise ValueError("clip_skip has no effect on prompt_embeds, which are encoded already.")
     positive, negative = args.get("prompt_embeds"), args.get("negative_prompt_embeds")
     if positive is not None and negative is not None and positive.shape != negative.shape:
         raise ValueError(
@@ -49,6 +53,9 @@ def check_pooled(args: Mapping[str, Any]) -> None:
         pooled = name.replace("prompt", "pooled_prompt")
         if args.get(name) is not None and args.get(pooled) is None:
             raise ValueError(f"{name} needs {pooled} beside it.")
+    said = [args.get(name) for name in ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds")]
+    if args.get("negative_pooled_prompt_embeds") is not None and all(value is None for value in said):
+        raise ValueError("negative_pooled_prompt_embeds needs negative_prompt_embeds or negative_prompt beside it.")
 
 
 def rows(value: Any, prompts: int, name: str) -> list[str]:
@@ -61,8 +68,16 @@ def rows(value: Any, prompts: int, name: str) -> list[str]:
     return texts
 
 
-def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
-    """Token ids (B, L); a text that does not fit is cut, with a warning that shows what is lost."""
+def tokens(tokenizer: Any, texts: list[str], length: int | None = None) -> Tensor:
+    """Token ids (B, L); a text that does not fit is cut, with a warning that shows what is lost.
+
+    `length` is that of embeddings which these have to go with.
+    """
+    most = tokenizer.model_max_length
+    if length is not None and length > most:
+        raise ValueError(
+            f"prompt_embeds has {length} tokens, but the text encoder reads {most}; pass negative_prompt_embeds too."
+        )
     for text in texts:
         lost = tokenizer.cut(text)
         if lost:
@@ -71,7 +86,7 @@ def tokens(tokenizer: Any, texts: list[str]) -> Tensor:
                 f"this part is cut: {lost!r}",
                 stacklevel=2,
             )
-    return tokenizer(texts)
+    return tokenizer(texts, length)
 
 
 def each(x: Tensor, times: int) -> Tensor:

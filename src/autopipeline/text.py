@@ -56,13 +56,14 @@ class CLIPTokenizer:
             if (self._source / name).is_file() and not self._source.samefile(folder):
                 shutil.copyfile(self._source / name, Path(folder, name))
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Ids (B, model_max_length); what does not fit is cut, the end token stays."""
-        room = self.model_max_length - 2
+    def __call__(self, texts: Sequence[str], length: int | None = None) -> Tensor:
+        """Ids (B, `length` or else model_max_length); what does not fit is cut, the end token stays."""
+        length = length or self.model_max_length
+        room = length - 2
         rows: list[list[int]] = []
         for encoding in self._core.encode_batch([_encodable(text) for text in texts], add_special_tokens=False):
             row = [self.start, *encoding.ids[:room], self.end]
-            rows.append(row + [self.pad] * (self.model_max_length - len(row)))
+            rows.append(row + [self.pad] * (length - len(row)))
         return torch.tensor(rows, dtype=torch.long)
 
     def cut(self, text: str) -> str:

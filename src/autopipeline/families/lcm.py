@@ -71,6 +71,11 @@ def _clean(x: Tensor, x0: Tensor) -> Tensor:
 def check(components: Mapping[str, Any], args: Mapping[str, Any]) -> None:
     """What Stable Diffusion refuses, and a U-Net that does not take the guidance scale."""
     sd.check(components, args)
+    if "original_inference_steps" not in components["scheduler"].config:
+        raise ValueError(
+            "A latent consistency model needs LCMScheduler; "
+            f"{type(components['scheduler']).__name__} does not know the steps that it was distilled on."
+        )
     if components["unet"].config.time_cond_proj_dim is None:
         raise ValueError(
             "This unet does not take the guidance scale as an input (time_cond_proj_dim is null), so it is no LCM; "

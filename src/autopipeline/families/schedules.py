@@ -40,7 +40,7 @@ def _since(grid: Grid, scheduler: Scheduler, run: Run, steps: int) -> Grid:
 
 def _until(grid: Grid, scheduler: Scheduler, run: Run) -> Grid:
     start, end = run.get("denoising_start"), run.get("denoising_end")
-    if end is None:
+    if end is None or end == 1:
         return grid
     if start is not None and start >= end:
         raise ValueError(f"denoising_start={start} has to be less than denoising_end={end}.")

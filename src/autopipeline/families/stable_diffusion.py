@@ -139,10 +139,10 @@ def guide(components: Components, run: Run) -> Guidance:
     return Unguided()
 
 
-def encode(components: Components, texts: list[str], clip_skip: int | None) -> Tensor:
+def encode(components: Components, texts: list[str], clip_skip: int | None, length: int | None = None) -> Tensor:
     """Hidden states (B, L, D) of the text encoder, after its final norm; `clip_skip` leaves out the last layers."""
     encoder = components["text_encoder"]
-    out = encoder(prompts.tokens(components["tokenizer"], texts).to(encoder.device))
+    out = encoder(prompts.tokens(components["tokenizer"], texts, length).to(encoder.device))
     hidden = out.last if clip_skip is None else encoder.norm(out.hidden_states[-(clip_skip + 1)])
     return prompts.finite(hidden, "text_encoder")
 
@@ -157,7 +157,7 @@ def text_rows(components: Components, run: Run) -> Tensor:
         negative = run.get("negative_prompt_embeds")
         if negative is None:
             texts = prompts.rows(run.get("negative_prompt") or "", run.prompts, "negative_prompt")
-            negative = encode(components, texts, None)
+            negative = encode(components, texts, None, positive.shape[1])
         branches.insert(0, negative)
     times = run.batch // run.prompts
     return torch.cat([prompts.each(rows.to(positive), times) for rows in branches])
@@ -203,16 +203,16 @@ def default_size(components: Components) -> tuple[int, int]:
 def check(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse what can't work, before anything is computed."""
     prompts.check(args)
-    strength = args.get("strength")
-    if strength is not None and not 0 <= strength <= 1:
-        raise ValueError(f"strength has to be between 0 and 1, not {strength}.")
     for side in ("height", "width"):
         if args.get(side) is not None and (args[side] % 8 or args[side] <= 0):
             raise ValueError(f"{side}={args[side]} is not a positive multiple of 8 pixels.")
     if args.get("mask_image") is not None:
         images.same_size(args["image"], args["mask_image"])
+    if components.get("safety_checker") is not None and components.get("feature_extractor") is None:
+        raise ValueError("A safety checker needs feature_extractor beside it; load both, or pass safety_checker=None.")
     skip = args.get("clip_skip")
-    layers = components["text_encoder"].config.num_hidden_layers if components.get("text_encoder") else 0
+    encoders = [components[name] for name in ("text_encoder", "text_encoder_2") if components.get(name) is not None]
+    layers = min((encoder.config.num_hidden_layers for encoder in encoders), default=0)
     if skip is not None and not 0 <= skip < layers:
         raise ValueError(f"clip_skip={skip} has to be between 0 and {layers - 1} for this text encoder.")
 
@@ -246,7 +246,7 @@ def finish(components: Components, run: Run, x: Tensor) -> Finished:
     """Decode, and let the safety checker look where there is one; what it flags turns black."""
     pictures = LatentSpace(components["vae"]).decode(x)
     checker, extractor = components.get("safety_checker"), components.get("feature_extractor")
-    if checker is None or extractor is None:
+    if checker is None:
         return Finished(pictures)
     shown = images.to_output(pictures, "pil", None)
     pixels = extractor(shown).to(device=checker.device, dtype=checker.dtype)

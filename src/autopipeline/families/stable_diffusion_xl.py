@@ -153,7 +153,9 @@ CONTROLNET_PAG = {
 }
 
 
-def encode(components: Components, texts: list[list[str]], clip_skip: int | None) -> tuple[Tensor, Tensor]:
+def encode(
+    components: Components, texts: list[list[str]], clip_skip: int | None, length: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Hidden states of all encoders side by side (B, L, D), and the pooled output of the last one (B, P)."""
     names = [name for name in ("text_encoder", "text_encoder_2") if components.get(name) is not None]
     if not names:
@@ -162,7 +164,8 @@ def encode(components: Components, texts: list[list[str]], clip_skip: int | None
     pooled = torch.empty(0)
     for name, rows in zip(names, texts[-2:], strict=False):
         encoder = components[name]
-        out = encoder(prompts.tokens(components[name.replace("text_encoder", "tokenizer")], rows).to(encoder.device))
+        ids = prompts.tokens(components[name.replace("text_encoder", "tokenizer")], rows, length)
+        out = encoder(ids.to(encoder.device))
         hidden.append(prompts.finite(out.hidden_states[-2 if clip_skip is None else -(clip_skip + 2)], name))
         pooled = out.pooled
     return torch.cat([rows.to(hidden[-1]) for rows in hidden], -1), pooled
@@ -192,7 +195,8 @@ def _negative(components: Components, run: Run, embeds: Tensor, pooled: Tensor) 
     text = run.get("negative_prompt")
     if text is None and run.get("negative_prompt_2") is None and run.settings["force_zeros_for_empty_prompt"]:
         return torch.zeros_like(embeds), torch.zeros_like(pooled)
-    return encode(components, _pair(run, "negative_prompt", text or ""), None)
+    hidden, own = encode(components, _pair(run, "negative_prompt", text or ""), None, embeds.shape[1])
+    return hidden, own if given_pooled is None else given_pooled
 
 
 def _pair(run: Run, name: str, text: Any) -> list[list[str]]:
@@ -252,14 +256,36 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     """What Stable Diffusion refuses, and embeddings without their pooled form, and shares outside 0 to 1."""
     sd.check(components, args)
     prompts.check_pooled(args)
-    for name in ("denoising_start", "denoising_end"):
-        if args.get(name) is not None and not 0 < args[name] < 1:
-            raise ValueError(f"{name} has to be between 0 and 1 (both excluded), not {args[name]}.")
+    start, end = args.get("denoising_start"), args.get("denoising_end")
+    if start is not None and not 0 < start < 1:
+        raise ValueError(f"denoising_start={start} has to be between 0 and 1, both excluded.")
+    if end == 0:
+        raise ValueError("denoising_end=0 leaves no step to be made.")
+
+
+def _refuse_ignored(run: Run) -> None:
+    """Micro-conditioning that this network does not take, or takes in pairs only."""
+    micro = {name: run.get(name) for name in (*_MICRO, *_SCORE)}
+    if run.settings.get("requires_aesthetics_score"):
+        ignored = [name for name in ("target_size", "negative_target_size") if micro[name] is not None]
+        why = "on a refiner, which takes aesthetic_score instead"
+    else:
+        ignored = [name for name, default in _SCORE.items() if micro[name] not in (None, default)]
+        why = "on a base model, which takes target_size instead"
+        if run.get("image") is None and not ignored:
+            pair = ("negative_original_size", "negative_target_size")
+            ignored = [name for name in pair if micro[name] is not None]
+            ignored += ["negative_crops_coords_top_left"] * any(micro["negative_crops_coords_top_left"] or ())
+            ignored = [] if all(micro[name] is not None for name in pair) else ignored
+            why = "without both negative_original_size and negative_target_size"
+    if ignored:
+        raise ValueError(f"{ignored[0]} has no effect {why}.")
 
 
 def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     """One stage: the U-Net in the latents of the autoencoder."""
     unet, scheduler = components["unet"], components["scheduler"]
+    _refuse_ignored(run)
 
     def condition(run: Run, x: Tensor) -> Cond:
         embeds, pooled = text_rows(components, run)

@@ -191,6 +191,7 @@ class Scheduler:
         **extra: Any,
     ) -> Grid:
         """The times for a number of steps, or for own timesteps or sigmas where the class takes them."""
+        timesteps, sigmas = _listed(timesteps), _listed(sigmas)
         own = {"timesteps": timesteps, "sigmas": sigmas}
         given = [name for name, value in own.items() if value is not None]
         for name in given:
@@ -240,3 +241,8 @@ class Scheduler:
         if eta and not self.takes_eta:
             raise ValueError(f"eta={eta} has no effect with {type(self).__name__}; it belongs to DDIMScheduler.")
         return self.solver_class(self, grid)
+
+
+def _listed(numbers: Any) -> list[float] | None:
+    """Arrays and tensors as plain lists."""
+    return numbers if numbers is None else list(numbers.tolist() if hasattr(numbers, "tolist") else numbers)

@@ -18,8 +18,13 @@ class Image2Image(Text2Image):
 
     def begin(self, solver: Solver, grid: Grid) -> Tensor:
         """The picture at the first level of the grid; `latents`, or a picture half-denoised elsewhere, as they are."""
-        if self.run.get("latents") is not None:
-            return self.run["latents"].to(device=self.stage.device, dtype=self.stage.dtype)
+        latents = self.run.get("latents")
+        if latents is not None:
+            rows, channels = self.run.batch, self.stage.space.channels
+            if latents.ndim != 4 or latents.shape[:2] != (rows, channels):
+                wanted = f"({rows}, {channels}, height, width)"
+                raise ValueError(f"latents have the shape {tuple(latents.shape)}, but this call needs {wanted}.")
+            return latents.to(device=self.stage.device, dtype=self.stage.dtype)
         image = source_latents(self.stage, self.run)
         if self.run.get("denoising_start") is not None:
             return image

@@ -28,6 +28,10 @@ class Inpaint(Text2Image):
         self.concat = inner != stage.space.channels
         self.image: Tensor | None = None
         self._check_channels(inner)
+        if not self.concat and run.get("masked_image_latents") is not None:
+            raise ValueError(
+                "masked_image_latents has an effect only on networks made for inpainting, not on this one."
+            )
 
     def _check_channels(self, inner: int) -> None:
         channels = self.stage.space.channels
@@ -44,9 +48,11 @@ class Inpaint(Text2Image):
         pixels, mask = space.masked_pixels(run)
         full = run["strength"] == 1.0
         needs_image = not self.concat or (run.get("latents") is None and not full)
+        shape = space.shape(run, run["height"], run["width"])
         if needs_image:
             self.image = self._latents(pixels, run.batch, "image")
-        shape = space.shape(run, run["height"], run["width"])
+            if self.image.shape[1:] != shape[1:]:
+                raise ValueError(f"image has latents of {tuple(self.image.shape[1:])}; this call needs {shape[1:]}.")
         if run.get("denoising_start") is not None:
             self.noise = run.random.normal(shape, dtype=stage.dtype, device=stage.device)
             x = self._source()
