@@ -131,7 +131,10 @@ class DiffusionPipeline:
         entries = {name: _entry(self.family, name, part) for name, part in self.components.items()}
         head = {"_class_name": type(self).__name__, "_diffusers_version": PEER_VERSION}
         named = {"_name_or_path": self._name_or_path} if self._name_or_path else {}
-        return Config(head | named | entries | self._settings)
+        unsaved = self.family.tasks[self.coordinates.task].unsaved
+        defaults = self.family.settings
+        settings = {k: v for k, v in self._settings.items() if k not in unsaved or v != defaults[k]}
+        return Config(head | named | entries | settings)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {json.dumps(self.config, indent=2, sort_keys=True)}\n"

@@ -189,6 +189,7 @@ class TaskRow:
     task: Task
     params: Mapping[str, Any]
     tensors: tuple[str, ...] = ("latents",)  # what a callback may ask for
+    unsaved: tuple[str, ...] = ()  # settings that this task's class writes only where they are not at their default
     trigger: str | None = None  # the input that asks for this task, where it is not the usual one
 
 

@@ -245,11 +245,11 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
 def finish(components: Components, run: Run, x: Tensor) -> Finished:
     """Decode, and let the safety checker look where there is one; what it flags turns black."""
     pictures = LatentSpace(components["vae"]).decode(x)
-    checker, extractor = components.get("safety_checker"), components.get("feature_extractor")
+    checker = components.get("safety_checker")
     if checker is None:
         return Finished(pictures)
     shown = images.to_output(pictures, "pil", None)
-    pixels = extractor(shown).to(device=checker.device, dtype=checker.dtype)
+    pixels = components["feature_extractor"](shown).to(device=checker.device, dtype=checker.dtype)
     flagged: list[bool] = checker(pixels).tolist()
     keep = torch.tensor([not flag for flag in flagged], device=pictures.device).view(-1, 1, 1, 1)
     return Finished(pictures * keep, flagged)

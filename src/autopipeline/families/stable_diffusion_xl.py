@@ -56,6 +56,7 @@ _MICRO = dict(
 )
 _SCORE = dict(aesthetic_score=6.0, negative_aesthetic_score=2.5)
 _SKIP = dict(clip_skip=None)
+_UNSAVED = ("requires_aesthetics_score",)
 _TENSORS = ("latents", "prompt_embeds", "add_text_embeds", "add_time_ids")
 
 TEXT2IMAGE = TaskRow(
@@ -71,6 +72,7 @@ TEXT2IMAGE = TaskRow(
     | _SKIP
     | sd.CALLBACK,
     tensors=_TENSORS,
+    unsaved=_UNSAVED,
 )
 IMAGE2IMAGE = TaskRow(
     task=Image2Image,
@@ -123,6 +125,7 @@ CONTROLNET = {
             dict(image=None, height=None, width=None) | _STEPS | dict(denoising_end=None), 1.0, _PLAIN_MICRO
         ),
         tensors=(*_TENSORS, "image"),
+        unsaved=_UNSAVED,
     ),
     "image2image": TaskRow(
         task=Image2Image,
