@@ -124,19 +124,19 @@ def _shape(mask: np.ndarray) -> str:
     fill, solid = full.mean(), _solidity(full)
     across, upside = _agreement(full, full[:, ::-1]), _agreement(full, full[::-1])
     low = ndimage.center_of_mass(full)[0] / len(full)  # where the mass lies: over 0.5 is low
-    if across < 0.8:
+    if across < 0.78:
         return "unclear"
     if hole > 0.15:
         return "ring" if 0.7 < fill < 0.86 and solid > 0.93 and hole < 0.5 else "unclear"
     if hole > 0.03:
         return "unclear"
-    if fill > 0.9:
+    if fill > 0.88:
         return "square"
     if solid < 0.84:
-        if upside > 0.87 and 0.42 < fill < 0.68:
+        if upside > 0.84 and 0.42 < fill < 0.68:
             return "cross"
-        return "star" if upside < 0.8 and 0.25 < fill < 0.52 else "unclear"
-    if upside > 0.87:
+        return "star" if upside < 0.7 and 0.25 < fill < 0.6 else "unclear"
+    if upside > 0.84:
         if 0.72 < fill < 0.86 and solid > 0.93:
             return "circle"
         return "diamond" if 0.42 < fill < 0.62 else "unclear"
