@@ -203,7 +203,13 @@ def test_pickled_weights_of_old_versions(copy: Any) -> None:
 
 @pytest.mark.parametrize(
     ("file", "text"),
-    [("vae/config.json", "[]"), ("vae/config.json", "[" * 100_000), ("scheduler/scheduler_config.json", "[1]")],
+    [
+        ("vae/config.json", "[]"),
+        ("vae/config.json", "[" * 100_000),
+        ("scheduler/scheduler_config.json", "[1]"),
+        ("scheduler/scheduler_config.json", '{"beta_schedule": "odd"}'),
+        ("scheduler/scheduler_config.json", '{"num_train_timesteps": "many"}'),
+    ],
 )
 def test_odd_configs(copy: Any, file: str, text: str) -> None:
     folder = copy("sd")

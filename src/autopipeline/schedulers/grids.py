@@ -35,8 +35,6 @@ def betas(config: Config) -> Tensor:
         "squaredcos_cap_v2": lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2,
         "exp": lambda u: math.exp(u * -12.0),
     }
-    if kind not in bars:
-        raise ValueError(f"beta_schedule={kind!r} is not known.")
     level = [bars[kind](k / count) for k in range(count + 1)]
     return torch.tensor([min(1 - after / before, 0.999) for before, after in pairwise(level)])
 

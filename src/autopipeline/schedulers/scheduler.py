@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -22,6 +23,7 @@ Noise = Callable[[], Tensor]
 FILE = "scheduler_config.json"
 CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 CHOICES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp"),
     "final_sigmas_type": ("zero", "sigma_min"),
     "interpolation_type": ("linear", "log_linear"),
     "prediction_type": ("epsilon", "sample", "original_sample", "v_prediction", "flow_prediction"),
@@ -123,6 +125,10 @@ class Scheduler:
         curves = [name for name in ("karras", "exponential", "beta") if self.config.get(f"use_{name}_sigmas")]
         if len(curves) > 1:
             raise ValueError(f"{type(self).__name__} takes one curve of sigmas, not {' and '.join(curves)}.")
+        for name, default in self.defaults.items():
+            value = self.config[name]
+            if isinstance(default, int | float) and not isinstance(value, Real | None):
+                raise ValueError(f"{name}={value!r} has to be a number, such as the default {default}.")
         for name, able in CHOICES.items():
             if name in self.defaults and self.config[name] not in able:
                 raise ValueError(f"{name}={self.config[name]!r} is not known; it can be {', '.join(able)}.")
@@ -143,7 +149,7 @@ class Scheduler:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, subfolder: str | None = None, **changes: Any) -> Self:
-        """Read scheduler_config.json from a folder; raises CheckpointError where there is none."""
+        """Read scheduler_config.json from a folder; raises CheckpointError where there is none that makes sense."""
         path = (Path(folder, subfolder) if subfolder else Path(folder)) / FILE
         try:
             config = json.loads(path.read_text("utf-8"))
@@ -153,7 +159,10 @@ class Scheduler:
             raise CheckpointError(f"{path} is not valid JSON.") from None
         if not isinstance(config, dict):
             raise CheckpointError(f"{path} does not hold an object.")
-        return cls.from_config(config, **changes)
+        try:
+            return cls.from_config(config, **changes)
+        except ValueError as error:
+            raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error}") from None
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write scheduler_config.json."""
