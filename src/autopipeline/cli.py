@@ -19,7 +19,7 @@ import click
 
 from autopipeline import __version__
 from autopipeline.errors import Cancelled, CheckpointError, NotFiniteError
-from autopipeline.shipped import DEFAULT
+from autopipeline.shipped import DEFAULT, recommended
 
 OPTIONS: dict[str, Any] = dict(context_settings=dict(help_option_names=["-h", "--help"], max_content_width=110))
 
@@ -99,7 +99,7 @@ def generate(prompt: str, **options: Any) -> int:
         "load": {"variant": options["variant"], "revision": options["revision"], "dtype": options["dtype"]},
         "device": options["device"],
         "scheduler_name": options["scheduler"],
-        "call": _call(prompt, options),
+        "call": recommended(options["model"]) | _call(prompt, options),
         "images": {"image": options["image"], "mask_image": options["mask"]},
     }
     made = make(order, seed, options["count"], options["quiet"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 DEFAULT = "scenes-128"
 
@@ -18,3 +20,9 @@ def path(name: str) -> Path:
     if name not in names():
         raise KeyError(name)
     return folder
+
+
+def recommended(name: str) -> dict[str, Any]:
+    """What the command line asks of a shipped model unless told otherwise, such as its number of steps."""
+    file = Path(__file__).parent / name / "recommended.json"
+    return json.loads(file.read_text("utf-8")) if name in names() and file.is_file() else {}
