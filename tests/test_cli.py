@@ -125,7 +125,7 @@ def test_rerun_with_inputs(generate: Command, command: Command, tmp_path: Path) 
         (("-o", "picture.jpg"), 2, "has to end in .png"),
         (("-o", "nowhere/picture.png"), 2, "nowhere does not exist"),
         (("--strength", 0.5), 2, "strength"),
-        (("-W", 0), 2, "width=0 is not a positive multiple of 8"),
+        (("-W", 0), 2, "width=0 has to be a whole number of at least 1"),
         (("-s", 2**64), 2, "not in the range"),
         (("--cfg-scale", "nan"), 2, "no finite number"),
         (("--scheduler", ""), 2, "--scheduler is empty"),

@@ -19,7 +19,7 @@ ORDER = [
     {"denoise"},
     {"addons", "tasks"},
     {"families", "shipped"},
-    {"names", "loading"},
+    {"names", "loading", "kinds"},
     {"selection"},
     {"inspection"},
     {"binding"},

@@ -70,8 +70,9 @@ class LatentSpace(NamedTuple):
     def pixels(self, run: Run, image: Any) -> Tensor:
         """Pictures of any kind, at the call's size if it has one; rounded down to multiples of the factor."""
         latents = self._given(image)
-        size = run.get("height"), run.get("width")
-        return images.pixels(image, *size, multiple=self.factor) if latents is None else latents
+        if latents is not None:
+            return latents
+        return images.pixels(image, run.get("height"), run.get("width"), multiple=self.factor)
 
     def _given(self, image: Any) -> Tensor | None:
         """Latents that the caller gives for a picture: a tensor with their channels, or a list of such."""
