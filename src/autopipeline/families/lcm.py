@@ -71,7 +71,7 @@ def _clean(x: Tensor, x0: Tensor) -> Tensor:
 def check(components: Mapping[str, Any], args: Mapping[str, Any]) -> None:
     """What Stable Diffusion refuses, and a U-Net that does not take the guidance scale."""
     sd.check(components, args)
-    if "original_inference_steps" not in components["scheduler"].config:
+    if "original_inference_steps" not in components["scheduler"].defaults:  # a config keeps keys of other classes
         raise ValueError(
             "A latent consistency model needs LCMScheduler; "
             f"{type(components['scheduler']).__name__} does not know the steps that it was distilled on."
