@@ -29,6 +29,8 @@ from team import Team
 from tokenizer import LENGTH, vocabulary
 
 PART = 16  # pictures that a process takes at a time
+# Mean squared error of the velocity at steps 50, 150, ... 950, measured after 164,000 samples
+ERRORS = torch.tensor([0.105, 0.056, 0.040, 0.034, 0.031, 0.032, 0.043, 0.076, 0.143, 0.198])
 
 
 class Speller:
@@ -62,8 +64,20 @@ def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.where(torch.rand(count, generator=generator) > 1 / 6, t, 750 + t // 4)
 
 
+def worth(t: torch.Tensor) -> torch.Tensor:
+    """How much the error at each training step of t counts, (count,): about one over what it is in a half-trained model.
+
+    So every noise level has the same say, as in EDM2 (Karras et al. 2024, section 2.2, there learned). Unweighed, half
+    of the loss comes from the noisiest quarter, where nobody can know yet where things stand, and its noise hides what
+    is still to be learned: the outlines, which take form around the middle.
+    """
+    at = (t.float() / 100 - 0.5).clamp(0, 8.999)
+    low, share = at.long(), at.frac()
+    return 0.05 / torch.lerp(ERRORS[low], ERRORS[low + 1], share)
+
+
 def loss_of(model: nn.Module, x0: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mean squared error of the velocity; one caption in ten is dropped, half of those as the empty text."""
+    """Mean squared error of the velocity, weighed by noise level; one caption in ten is dropped, half of those as the empty text."""
     device, count = x0.device, len(x0)
     t = noise_levels(count, generator)
     fate = torch.rand(count, generator=generator)
@@ -75,7 +89,8 @@ def loss_of(model: nn.Module, x0: torch.Tensor, ids: torch.Tensor, generator: to
     # Heads of 32 over 40 to 64 places: on a CPU the plain product is twice as fast as the fused kernel's backward pass.
     with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         v = model(a * x0 + s * noise, t.to(device), ids, keep)
-    return (v.float() - (a * noise - s * x0)).pow(2).mean()
+    errors = (v.float() - (a * noise - s * x0)).pow(2).mean((1, 2, 3))
+    return (errors * worth(t).to(device)).mean()
 
 
 class Run:
@@ -186,7 +201,8 @@ def schedule(args: argparse.Namespace, used: float) -> Callable[[Run], float]:
         return lambda run: run.seen / args.samples
     clock = datetime.now()
     hour, minute = map(int, args.until.split(":"))
-    end = used + (clock.replace(hour=hour, minute=minute, second=0) - clock).total_seconds()
+    left = (clock.replace(hour=hour, minute=minute, second=0) - clock).total_seconds()
+    end = used + left % 86400  # past midnight, where the time of day has gone by
     return lambda run: run.used / end
 
 
