@@ -84,9 +84,16 @@ def test_pipelines_import_no_transformers() -> None:
 
 def heavy(code: str) -> set[str]:
     """Which of the heavy packages a fresh interpreter has imported after this code."""
-    code += "; import sys; print(*{'torch', 'transformers', 'diffusers'} & set(sys.modules))"
+    code += "; import sys; print(*{'torch', 'torch._dynamo', 'transformers', 'diffusers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
+
+
+def test_making_a_picture_imports_no_compiler() -> None:
+    """torch's compiler takes longer to import than a small picture to make."""
+    code = "import autopipeline as ap; pipe = ap.DiffusionPipeline.from_pretrained('scenes-128')"
+    code += "; pipe.set_progress_bar_config(disable=True); pipe('a red star', num_inference_steps=1)"
+    assert heavy(code) == {"torch"}
 
 
 def test_every_public_name_is_there() -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from autopipeline.errors import CheckpointError
 
@@ -37,10 +38,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+class _Blank(TorchFunctionMode):
+    """Leave out initial values: there is nothing to fill, and on the meta device `normal_` alone imports torch's
+    compiler, which takes longer than loading a network."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def built(cls: type[N], config: dict[str, Any], folder: Path) -> N:
     """The network that config.json describes, on the meta device."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Blank():
             return cls.from_config(config)
     except CheckpointError:
         raise
