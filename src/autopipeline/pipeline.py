@@ -20,7 +20,7 @@ from autopipeline import families, images, names
 from autopipeline.binding import Bound, bind, nearest, runs, signature
 from autopipeline.config import Config
 from autopipeline.denoise import OnStep, answer, denoise, drive
-from autopipeline.errors import Cancelled
+from autopipeline.errors import Cancelled, CheckpointError
 from autopipeline.loading.components import check_fit, find_device, load_components, precision, same_precision
 from autopipeline.loading.index import read_index
 from autopipeline.names import Coordinates
@@ -406,7 +406,7 @@ class DiffusionPipeline:
         found = names.find(class_name)
         if found is None or not found.row.built:
             what = "is not built in this version" if found else "is not a pipeline that autopipeline knows"
-            raise ValueError(f"The checkpoint is a {class_name}, which {what}; there are {', '.join(names.built())}.")
+            raise CheckpointError(f"The checkpoint is a {class_name}, which {what}; there are {', '.join(names.built())}.")
         return pipeline_class(found)
 
     @classmethod

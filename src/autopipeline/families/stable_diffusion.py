@@ -204,7 +204,7 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse what can't work, before anything is computed."""
     prompts.check(args)
     for side in ("height", "width"):
-        if args.get(side) is not None and (args[side] % 8 or args[side] <= 0):
+        if args.get(side) is not None and args[side] % 8:
             raise ValueError(f"{side}={args[side]} is not a positive multiple of 8 pixels.")
     if args.get("mask_image") is not None:
         images.same_size(args["image"], args["mask_image"])
