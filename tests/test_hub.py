@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import autopipeline as ap
+from autopipeline import cli
 from autopipeline.loading import hub as ours
 from hub_server import TOKEN, Hub, serving
 
@@ -121,6 +122,24 @@ def test_shards(hub: Hub, checkpoint: Any, tmp_path: Path) -> None:
     loaded = ap.DiffusionPipeline.from_pretrained("tiny/sharded")
     for name, weight in whole.unet.state_dict().items():
         assert torch.equal(weight, loaded.unet.state_dict()[name])
+
+
+def test_a_repository_with_pickled_weights_only(
+    hub: Hub, checkpoint: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is refused in a sentence, is taken on request, and `inspect` says what it is, here and over there."""
+    folder = shutil.copytree(checkpoint("sd"), tmp_path / "pickled")
+    for file in list(folder.rglob("*.safetensors")):
+        torch.save(load_file(file), file.with_name("pytorch_model.bin" if file.stem == "model" else file.stem + ".bin"))
+        file.unlink()
+    hub.add("tiny/pickled", folder)
+    with pytest.raises(ap.CheckpointError, match="pickled"):
+        ap.DiffusionPipeline.from_pretrained("tiny/pickled")
+    assert cli.run(["inspect", str(folder)]) == 0
+    assert "UNet2DConditionModel           only pickled weights" in capsys.readouterr().out
+    code = cli.run(["inspect", "tiny/pickled"])
+    assert (code, "pickled" in capsys.readouterr().err) == (3, True)
+    assert ap.DiffusionPipeline.from_pretrained("tiny/pickled", use_safetensors=False).unet.config.in_channels == 4
 
 
 def test_revisions(hub: Hub, checkpoint: Any) -> None:

@@ -49,12 +49,14 @@ def _is_repository(name: str, folder: Path) -> bool:
     return "/" in name and folder.parent.name == "snapshots"
 
 
-def _weights(folder: Path, variant: str | None) -> dict[str, int]:
+def _weights(folder: Path, variant: str | None) -> dict[str, Any]:
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     marked = [file for file in files if variant and f".{variant}" in file.name]
     plain = [file for file in files if file.name.count(".") == 1]
     sizes = [header_sizes(file) for file in marked or plain or files]
-    return {"parameters": sum(count for count, _ in sizes), "bytes": sum(size for _, size in sizes)}
+    pickled = not files and folder.is_dir() and any(folder.glob("*.bin"))
+    total = {"parameters": sum(count for count, _ in sizes), "bytes": sum(size for _, size in sizes)}
+    return total | ({"pickled": True} if pickled else {})
 
 
 def header_sizes(file: Path) -> tuple[int, int]:
@@ -85,6 +87,7 @@ def shown(facts: dict[str, Any]) -> str:
     lines.append("components")
     for name, part in facts["components"].items():
         size = f"{count(part['parameters'])} parameters, {size_of(part['bytes'])}" if part["bytes"] else ""
+        size = "only pickled weights, which are taken with use_safetensors=False" if "pickled" in part else size
         lines.append(f"  {name.ljust(18)} {part['class'].ljust(30)} {size}".rstrip())
     if facts["parameters"]:
         whole, half = size_of(4 * facts["parameters"]), size_of(2 * facts["parameters"])

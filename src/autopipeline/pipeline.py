@@ -406,7 +406,9 @@ class DiffusionPipeline:
         found = names.find(class_name)
         if found is None or not found.row.built:
             what = "is not built in this version" if found else "is not a pipeline that autopipeline knows"
-            raise CheckpointError(f"The checkpoint is a {class_name}, which {what}; there are {', '.join(names.built())}.")
+            raise CheckpointError(
+                f"The checkpoint is a {class_name}, which {what}; there are {', '.join(names.built())}."
+            )
         return pipeline_class(found)
 
     @classmethod
