@@ -72,6 +72,10 @@ class Solver:
         """The network's input at grid index i."""
         return x
 
+    def room(self, x: Tensor, i: int) -> Tensor:
+        """What the noise of step i is like; x, unless it grows on the way."""
+        return x
+
     def step(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None = None) -> Step:
         """From grid index i to i + 1; in float32, whatever the precision of x."""
         new, x0 = self.advance(x.float(), pred.float(), i, lambda: noise().float(), variance)

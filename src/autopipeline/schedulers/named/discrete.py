@@ -133,6 +133,10 @@ class DDIMInverseScheduler(_OnTrainingSteps):
     ) -> Grid:
         """The times of DDIM, rising."""
         grid = super().times(steps, timesteps, sigmas, device)
+        if self.config.prediction_type == "sample" and self.config.set_alpha_to_one:
+            raise ValueError(
+                "prediction_type='sample' says nothing of the noise in a clean x; use set_alpha_to_one=False."
+            )
         return replace(grid, timesteps=grid.timesteps.flip(0))
 
 
