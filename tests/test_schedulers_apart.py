@@ -19,12 +19,18 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(5)
 
 
+def having(solver: Any, attributes: dict[str, Any]) -> Any:
+    for name, value in attributes.items():
+        setattr(solver, name, value)
+    return solver
+
+
 def ours(scheduler: Any, first: Tensor | None = None, begin: int = 0, end: int = -1, **options: Any) -> list[Tensor]:
     """Every (t, x) of our loop, and the last clean sample."""
-    own = {name: options.pop(name) for name in ("original_image", "mask", "eta") if name in options}
+    own = {name: options.pop(name) for name in ("original_image", "mask") if name in options}
     steps = None if "timesteps" in options else options.pop("steps", STEPS)
     grid = scheduler.grid(steps, **options).window(begin, end)
-    solver, noise = scheduler.solver(grid, **own), noise_of(generator())
+    solver, noise = having(scheduler.solver(grid), own), noise_of(generator())
     x = start() * grid.init_noise_sigma if first is None else first
     trail: list[Tensor] = []
     for i in grid.indices:
@@ -174,7 +180,7 @@ def test_the_last_x_before_the_noise_of_tcd() -> None:
     assert_same([expected.prev_sample], [solver.step(start(), start(1), 0, noise_of(generator())).x])
     assert_same([expected.pred_noised_sample], [solver.pred_noised_sample])
     with pytest.raises(ValueError, match="eta=2"):
-        scheduler.solver(scheduler.grid(4), eta=2)
+        scheduler.solver(scheduler.grid(4), eta=2).step(start(), start(1), 0, noise_of(generator()))
 
 
 def test_the_way_to_noise_and_back() -> None:
@@ -242,7 +248,8 @@ def test_in_turns(name: str) -> None:
     own = dict(original_image=start(9), mask=torch.ones(SHAPE)) if name == "RePaintScheduler" else {}
     whole = ours(scheduler, **own)
     grid = scheduler.grid(STEPS)
-    solver, other, noise = (scheduler.solver(grid, **own), scheduler.solver(grid, **own), noise_of(generator()))
+    solver, other = (having(scheduler.solver(grid), own) for _ in range(2))
+    noise = noise_of(generator())
     x = start() * grid.init_noise_sigma
     for i in grid.indices:
         before = x

@@ -66,6 +66,8 @@ class Grid:
 class Solver:
     """One run's way down a grid; owned by the run, so it may remember what it has seen."""
 
+    eta: float = 0.0  # share of fresh noise, where the class takes it
+
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         self.config, self.grid, self.scheduler = scheduler.config, grid, scheduler
 
@@ -250,11 +252,14 @@ class Scheduler:
         """The grid itself."""
         raise NotImplementedError
 
-    def solver(self, grid: Grid, *, eta: float = 0.0) -> Solver:
-        """A solver for one run."""
+    def solver(self, grid: Grid, *, eta: float | None = None) -> Solver:
+        """A solver for one run; its other options are attributes, to be set before a step."""
         if eta and not self.takes_eta:
             raise ValueError(f"eta={eta} has no effect with {type(self).__name__}; it belongs to DDIMScheduler.")
-        return self.solver_class(self, grid)
+        made = self.solver_class(self, grid)
+        if eta is not None:
+            made.eta = eta
+        return made
 
 
 def _listed(numbers: Any) -> list[float] | None:

@@ -50,7 +50,7 @@ class CMStochasticIterativeScheduler(Scheduler):
     takes = ("timesteps",)
 
     def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
-        """Own timesteps count the levels of training from below; the network is told 250 times the logarithm."""
+        """Own timesteps count the levels of training from the noisiest; the network is told 250 times the logarithm."""
         config, total = self.config, self.config.num_train_timesteps
         rising = np.array(timesteps)[::-1].astype(np.int64) if timesteps is not None else None
         if rising is None:

@@ -37,13 +37,8 @@ class DDIMScheduler(_OnTrainingSteps):
         | THRESHOLD
         | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
     )
+    solver_class = discrete.DDIM
     takes_eta = True
-
-    def solver(self, grid: Grid, *, eta: float = 0.0) -> Solver:
-        """A solver for one run; eta in 0..1."""
-        made = discrete.DDIM(self, grid)
-        made.eta = eta
-        return made
 
 
 class DDPMScheduler(_OnTrainingSteps):
@@ -146,6 +141,7 @@ class RePaintScheduler(Scheduler):
     defaults: ClassVar[Mapping[str, Any]] = dict(
         num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", eta=0.0
     ) | dict(trained_betas=None, clip_sample=True)
+    solver_class = discrete.RePaint
     takes_eta = True
 
     def times(
@@ -159,6 +155,8 @@ class RePaintScheduler(Scheduler):
         **extra: Any,
     ) -> Grid:
         """Every `jump_length` steps are walked `jump_n_sample` times; the ways back take no evaluation."""
+        if jump_length < 1 or jump_n_sample < 1:
+            raise ValueError("jump_length and jump_n_sample have to be 1 or more.")
         count = steps or 1
         left = dict.fromkeys(range(0, count - jump_length, jump_length), jump_n_sample - 1)
         walked, t = [], count
@@ -170,15 +168,6 @@ class RePaintScheduler(Scheduler):
                 t += jump_length
         whole = torch.tensor(walked) * (self.config.num_train_timesteps // count)
         return Grid(timesteps=whole.to(device), steps=count)
-
-    def solver(
-        self, grid: Grid, *, eta: float | None = None, original_image: Tensor | None = None, mask: Tensor | None = None
-    ) -> Solver:
-        """A solver for one run; `mask` is 1 where the original stays."""
-        made = discrete.RePaint(self, grid)
-        made.eta = self.config.eta if eta is None else eta
-        made.original_image, made.mask = original_image, mask
-        return made
 
 
 class PNDMScheduler(Scheduler):
@@ -277,11 +266,3 @@ class TCDScheduler(LCMScheduler):
         if asked is None:
             return super()._distilled(asked, original, strength)
         return np.arange(int(self.config.num_train_timesteps * strength))[::-1]
-
-    def solver(self, grid: Grid, *, eta: float = 0.3) -> Solver:
-        """A solver for one run; eta, the paper's gamma, in 0..1."""
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta} has to lie in 0..1.")
-        made = discrete.TCD(self, grid)
-        made.eta = eta
-        return made

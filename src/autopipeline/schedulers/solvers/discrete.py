@@ -61,8 +61,6 @@ def spread(here: Tensor, there: Tensor) -> Tensor:
 class DDIM(Discrete):
     """Song et al. 2021, eq. 12; eta in 0..1 adds the noise of DDPM."""
 
-    eta = 0.0
-
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
         """One step of the stride that the number of steps gives."""
         here, there = self.shares(i)
@@ -228,6 +226,8 @@ class TCD(Discrete):
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
         """The last step goes to the first step of training, without noise."""
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta} has to lie in 0..1.")
         last = i == len(self.times) - 1
         t = 0 if last else self.times[i + 1]
         there = self.signal(t)
@@ -246,13 +246,12 @@ class RePaint(Discrete):
     `original_image` and `mask` (1 where the original stays) have to be set before the first step.
     """
 
-    eta = 0.0
     original_image: Tensor | None = None
     mask: Tensor | None = None
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
-        self.betas = betas(self.config)
+        self.betas, self.eta = betas(self.config), self.config.eta
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
         """A step, and the jump back that follows it."""
