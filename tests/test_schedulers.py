@@ -431,6 +431,9 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (FLOWS[1], dict(scale_factors=[1.5, 2.0])),
     (FLOWS[1], dict(scale_factors=[2.0] * 6, upscale_mode="other")),
     ("DDIMInverseScheduler", dict(timestep_spacing="linspace")),
+    ("UnCLIPScheduler", dict(variance_type="fixed_large")),
+    ("UnCLIPScheduler", dict(prediction_type="v_prediction")),
+    ("UnCLIPScheduler", dict(beta_schedule="linear")),
 ]
 
 

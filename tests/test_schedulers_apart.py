@@ -241,6 +241,20 @@ def test_another_shift_for_one_run() -> None:
     assert_same([peer.sigmas, peer.timesteps], [grid.sigmas, grid.timesteps])
 
 
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"])
+def test_a_shift_that_leaves_no_noise(name: str) -> None:
+    """The peer's sigmas are NaN then."""
+    for shift in (0.0, -1.0):
+        with pytest.raises(ValueError, match="shift="):
+            getattr(schedulers, name)(shift=shift)
+
+
+def test_jumps_of_no_length() -> None:
+    for jumps in (dict(jump_length=0), dict(jump_n_sample=0)):
+        with pytest.raises(ValueError, match="jump_length"):
+            schedulers.RePaintScheduler().grid(STEPS, **jumps)
+
+
 @pytest.mark.parametrize("name", common.APART)
 def test_in_turns(name: str) -> None:
     """Two runs share one scheduler; a run in two windows is the run in one."""

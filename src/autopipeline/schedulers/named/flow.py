@@ -32,6 +32,12 @@ def shifted(sigmas: Any, shift: float) -> Any:
 class _OnFlow(Scheduler):
     """Times are shares of noise; the network is told them as fractional steps of training."""
 
+    def check(self) -> None:
+        """A shift of 0 would leave no noise at all."""
+        super().check()
+        if not self.config.shift > 0:
+            raise ValueError(f"shift={self.config.shift} has to be above 0.")
+
     def times(
         self,
         steps: int | None,
