@@ -262,6 +262,11 @@ class Scheduler:
         return made
 
 
+def falling(own: Sequence[float], low: float, high: float) -> bool:
+    """Whether there are numbers, all within the limits and each smaller than the one before."""
+    return bool(own) and all(a > b for a, b in itertools.pairwise(own)) and low <= own[-1] <= own[0] <= high
+
+
 def _listed(numbers: Any) -> list[float] | None:
     """Arrays and tensors as plain lists."""
     return numbers if numbers is None else list(numbers.tolist() if hasattr(numbers, "tolist") else numbers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, falling
 from autopipeline.schedulers.solvers import continuous
 
 
@@ -25,9 +24,7 @@ class IPNDMScheduler(Scheduler):
         """Shares of noise, and the angles that go with them, from 1 to 0; `trained_betas` are own shares of noise."""
         count, own = steps or 1, self.config.trained_betas
         if own is not None and len(own) != count + 1:
-            raise ValueError(
-                f"trained_betas has {len(own)} shares of noise, which are {len(own) - 1} steps, not {count}."
-            )
+            raise ValueError(f"trained_betas has {len(own)} shares of noise; {count} steps need {count + 1}.")
         share = (torch.linspace(1, 0, count + 1) * math.pi / 2).sin() ** 2
         share = share if own is None else torch.tensor(own, dtype=torch.float32)
         angles = torch.atan2(share, (1 - share**2).sqrt()) / math.pi * 2
@@ -38,23 +35,16 @@ class CMStochasticIterativeScheduler(Scheduler):
     """Consistency models (Song et al. 2023): one step or a few."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(
-        num_train_timesteps=40,
-        sigma_min=0.002,
-        sigma_max=80.0,
-        sigma_data=0.5,
-        s_noise=1.0,
-        rho=7.0,
-        clip_denoised=True,
-    )
+        num_train_timesteps=40, sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, s_noise=1.0, rho=7.0
+    ) | dict(clip_denoised=True)
     solver_class = continuous.Consistency
     takes = ("timesteps",)
 
     def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """Own timesteps count the levels of training from the noisiest; the network is told 250 times the logarithm."""
         config, total = self.config, self.config.num_train_timesteps
-        rising = np.array(timesteps)[::-1].astype(np.int64) if timesteps is not None else None
-        if rising is None:
-            rising = np.arange(steps or 1) * (total // (steps or 1))
+        even = np.arange(steps or 1) * (total // (steps or 1))
+        rising = even if timesteps is None else np.array(timesteps)[::-1].astype(np.int64)
         levels = grids.curve("karras", config, config.sigma_max, config.sigma_min, total, config.rho)[rising]
         return Grid(
             timesteps=torch.from_numpy((250 * np.log(levels + 1e-44)).astype(np.float32)).to(device),
@@ -98,6 +88,5 @@ class DDPMWuerstchenScheduler(Scheduler):
         return Grid(timesteps=walked[:-1].to(device), sigmas=walked, steps=len(walked) - 1)
 
     def _check_timesteps(self, own: list[float]) -> None:
-        falls = all(a > b for a, b in itertools.pairwise(own))
-        if len(own) < 2 or not falls or not 0 <= own[-1] < own[0] <= 1:
+        if len(own) < 2 or not falling(own, 0, 1):
             raise ValueError("Own timesteps have to be two or more times in descending order, in 1..0.")

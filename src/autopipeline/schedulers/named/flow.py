@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ import torch
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import CURVES
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, falling
 from autopipeline.schedulers.solvers import flow
 
 _SHIFTS = (
@@ -105,13 +104,11 @@ class _OnFlow(Scheduler):
 
     def _check_timesteps(self, own: list[float]) -> None:
         total = self.config.num_train_timesteps
-        falls = all(a > b for a, b in itertools.pairwise(own))
-        if not own or not falls or not 0 <= own[-1] <= own[0] <= total:
+        if not falling(own, 0, total):
             raise ValueError(f"Own timesteps have to be in descending order, without repetition, in 0..{total}.")
 
     def _check_sigmas(self, own: list[float]) -> None:
-        falls = all(a > b for a, b in itertools.pairwise(own))
-        if not own or not falls or not 0 <= own[-1] <= own[0] <= 1:
+        if not falling(own, 0, 1):
             raise ValueError("Own sigmas have to be in descending order, without repetition, in 0..1.")
 
 
