@@ -20,12 +20,15 @@ from autopipeline.config import Config
 from autopipeline.errors import CheckpointError
 
 Noise = Callable[[], Tensor]
+Own = Sequence[float] | None
 FILE = "scheduler_config.json"
 CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp"),
     "final_sigmas_type": ("zero", "sigma_min"),
     "interpolation_type": ("linear", "log_linear"),
+    "time_shift_type": ("exponential", "linear"),
+    "upscale_mode": ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact"),
     "prediction_type": ("epsilon", "sample", "original_sample", "v_prediction", "flow_prediction"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
 }
@@ -63,11 +66,17 @@ class Grid:
 class Solver:
     """One run's way down a grid; owned by the run, so it may remember what it has seen."""
 
+    eta: float = 0.0  # share of fresh noise, where the class takes it
+
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         self.config, self.grid, self.scheduler = scheduler.config, grid, scheduler
 
     def scale(self, x: Tensor, i: int) -> Tensor:
         """The network's input at grid index i."""
+        return x
+
+    def room(self, x: Tensor, i: int) -> Tensor:
+        """What the noise of step i is like; x, unless it grows on the way."""
         return x
 
     def step(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None = None) -> Step:
@@ -99,6 +108,7 @@ class Scheduler:
     order: ClassVar[int] = 1  # evaluations for each step
     takes_eta: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ()  # "timesteps", "sigmas": own ones
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # values of this class, where CHOICES are too many
 
     config: Config
 
@@ -129,9 +139,10 @@ class Scheduler:
             value = self.config[name]
             if isinstance(default, int | float) and not isinstance(value, Real | None):
                 raise ValueError(f"{name}={value!r} has to be a number, such as the default {default}.")
-        for name, able in CHOICES.items():
+        for name, able in {**CHOICES, **self.choices}.items():
             if name in self.defaults and self.config[name] not in able:
-                raise ValueError(f"{name}={self.config[name]!r} is not known; it can be {', '.join(able)}.")
+                kind = type(self).__name__
+                raise ValueError(f"{name}={self.config[name]!r} is not known to {kind}; it can be {', '.join(able)}.")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | Scheduler, **changes: Any) -> Self:
@@ -202,12 +213,11 @@ class Scheduler:
         """The times for a number of steps, or for own timesteps or sigmas where the class takes them."""
         timesteps, sigmas = _listed(timesteps), _listed(sigmas)
         own = {"timesteps": timesteps, "sigmas": sigmas}
-        given = [name for name, value in own.items() if value is not None]
+        given = {name: value for name, value in own.items() if value is not None}
         for name in given:
             if name not in self.takes:
                 raise ValueError(f"{type(self).__name__} takes no own {name}.")
-        if len(given) + (steps is not None) != 1:
-            raise ValueError("Pass one of num_inference_steps, timesteps and sigmas.")
+        self._check_together(steps, given)
         if steps is not None:
             self._check_steps(steps)
         if timesteps is not None:
@@ -216,8 +226,12 @@ class Scheduler:
             self._check_sigmas([float(sigma) for sigma in sigmas])
         return self.times(steps, timesteps, sigmas, device, **extra)
 
+    def _check_together(self, steps: int | None, own: dict[str, list[float]]) -> None:
+        if len(own) + (steps is not None) != 1:
+            raise ValueError("Pass one of num_inference_steps, timesteps and sigmas.")
+
     def _check_steps(self, steps: int) -> None:
-        total = self.config["num_train_timesteps"]
+        total = self.config.get("num_train_timesteps", 1000)
         if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= total:
             raise ValueError(f"num_inference_steps={steps} has to be a whole number from 1 to {total}.")
 
@@ -234,22 +248,23 @@ class Scheduler:
         if len(own) < 2 or not falls or not math.isfinite(own[0]):
             raise ValueError("Own sigmas have to be two or more finite numbers in descending order, down to 0 at most.")
 
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """The grid itself."""
         raise NotImplementedError
 
-    def solver(self, grid: Grid, *, eta: float = 0.0) -> Solver:
-        """A solver for one run."""
+    def solver(self, grid: Grid, *, eta: float | None = None) -> Solver:
+        """A solver for one run; its other options are attributes, to be set before a step."""
         if eta and not self.takes_eta:
             raise ValueError(f"eta={eta} has no effect with {type(self).__name__}; it belongs to DDIMScheduler.")
-        return self.solver_class(self, grid)
+        made = self.solver_class(self, grid)
+        if eta is not None:
+            made.eta = eta
+        return made
+
+
+def falling(own: Sequence[float], low: float, high: float) -> bool:
+    """Whether there are numbers, all within the limits and each smaller than the one before."""
+    return bool(own) and all(a > b for a, b in itertools.pairwise(own)) and low <= own[-1] <= own[0] <= high
 
 
 def _listed(numbers: Any) -> list[float] | None:

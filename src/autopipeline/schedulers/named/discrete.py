@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from autopipeline.schedulers import grids
+from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import BETAS, THRESHOLD
-from autopipeline.schedulers.scheduler import Grid, Scheduler, Solver
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver
 from autopipeline.schedulers.solvers import discrete
 
 
 class _OnTrainingSteps(Scheduler):
     """Times are steps of training."""
 
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """Whole steps, evenly spaced."""
         own = timesteps if timesteps is not None else grids.spaced(self.config, steps or 1).round()
         whole = torch.from_numpy(np.array(own).astype(np.int64))
@@ -40,13 +37,8 @@ class DDIMScheduler(_OnTrainingSteps):
         | THRESHOLD
         | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
     )
+    solver_class = discrete.DDIM
     takes_eta = True
-
-    def solver(self, grid: Grid, *, eta: float = 0.0) -> Solver:
-        """A solver for one run; eta in 0..1."""
-        made = discrete.DDIM(self, grid)
-        made.eta = eta
-        return made
 
 
 class DDPMScheduler(_OnTrainingSteps):
@@ -68,6 +60,116 @@ class DDPMScheduler(_OnTrainingSteps):
     takes = ("timesteps",)
 
 
+class DDIMParallelScheduler(DDIMScheduler):
+    """DDIM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
+
+    def batch_step_no_noise(
+        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0, *, steps: int | None = None
+    ) -> Tensor:
+        """Each row's step from its own time, in a walk of a number of `steps`."""
+        if eta:
+            raise ValueError(f"eta={eta} has to be 0 without noise.")
+        return _row_by_row(self, discrete.DDIM, model_output, timesteps, sample, steps)
+
+
+class DDPMParallelScheduler(DDPMScheduler):
+    """DDPM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
+
+    def batch_step_no_noise(
+        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, *, steps: int | None = None
+    ) -> Tensor:
+        """Each row's step from its own time, in a walk of a number of `steps`, without the noise."""
+        return _row_by_row(self, discrete.DDPMParallel, model_output, timesteps, sample, steps)
+
+
+def _row_by_row(
+    scheduler: Scheduler, kind: type[Solver], pred: Tensor, timesteps: Tensor, x: Tensor, steps: int | None
+) -> Tensor:
+    steps = int(steps or getattr(scheduler, "num_inference_steps", None) or scheduler.config["num_train_timesteps"])
+    solver = kind(scheduler, Grid(timesteps=timesteps, steps=steps))
+    halves = pred.chunk(2, 1) if pred.shape[1] == 2 * x.shape[1] else (pred, None)
+    rows: list[Tensor] = []
+    for i in range(len(x)):
+        here, said, variance = (None if whole is None else whole[i : i + 1] for whole in (x, *halves))
+        rows.append(solver.step(here, said, i, partial(torch.zeros_like, here), variance).x)  # type: ignore[arg-type]
+    return torch.cat(rows)
+
+
+class DDIMInverseScheduler(_OnTrainingSteps):
+    """DDIM backwards: from a picture to the noise that leads to it (Song et al. 2021, section 5.4)."""
+
+    defaults = (
+        BETAS
+        | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
+        | dict(clip_sample_range=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
+    )
+    solver_class = discrete.DDIMInverse
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(timestep_spacing=("leading", "trailing"))
+
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+        """The times of DDIM, rising."""
+        grid = super().times(steps, timesteps, sigmas, device)
+        if self.config.prediction_type == "sample" and self.config.set_alpha_to_one:
+            raise ValueError("prediction_type='sample' tells no noise in a clean x; use set_alpha_to_one=False.")
+        return replace(grid, timesteps=grid.timesteps.flip(0))
+
+
+class UnCLIPScheduler(Scheduler):
+    """DDPM as unCLIP and Kandinsky use it (Ramesh et al. 2022)."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(
+        num_train_timesteps=1000, variance_type="fixed_small_log", clip_sample=True, clip_sample_range=1.0
+    ) | dict(prediction_type="epsilon", beta_schedule="squaredcos_cap_v2")
+    solver_class = discrete.UnCLIP
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(
+        variance_type=("fixed_small_log", "learned_range"),
+        prediction_type=("epsilon", "sample"),
+        beta_schedule=("squaredcos_cap_v2",),
+    )
+
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+        """From the last step of training to the first."""
+        if steps == 1 and self.config.num_train_timesteps > 1:
+            raise ValueError("UnCLIPScheduler needs 2 steps or more: it takes the last of training and the first.")
+        even = grids.spaced({**self.config, "timestep_spacing": "linspace"}, steps or 1).round()
+        return Grid(timesteps=torch.from_numpy(even.astype(np.int64)).to(device), steps=steps or 1)
+
+
+class RePaintScheduler(Scheduler):
+    """RePaint (Lugmayr et al. 2022): inpainting that goes back to noise again and again."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(
+        num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", eta=0.0
+    ) | dict(trained_betas=None, clip_sample=True)
+    solver_class = discrete.RePaint
+    takes_eta = True
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Own,
+        sigmas: Own,
+        device: Any,
+        jump_length: int = 10,
+        jump_n_sample: int = 10,
+        **extra: Any,
+    ) -> Grid:
+        """Every `jump_length` steps are walked `jump_n_sample` times; the ways back take no evaluation."""
+        if jump_length < 1 or jump_n_sample < 1:
+            raise ValueError("jump_length and jump_n_sample have to be 1 or more.")
+        count = steps or 1
+        left = dict.fromkeys(range(0, count - jump_length, jump_length), jump_n_sample - 1)
+        walked, t = [], count
+        while t > 0:
+            t -= 1
+            walked.append(t)
+            if left.get(t, 0) > 0:
+                left[t] -= 1
+                t += jump_length
+        whole = torch.tensor(walked) * (self.config.num_train_timesteps // count)
+        return Grid(timesteps=whole.to(device), steps=count)
+
+
 class PNDMScheduler(Scheduler):
     """Pseudo numerical methods (Liu et al. 2022)."""
 
@@ -79,21 +181,9 @@ class PNDMScheduler(Scheduler):
         steps_offset=0,
     )
     solver_class = discrete.PNDM
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(prediction_type=("epsilon", "v_prediction"))
 
-    def check(self) -> None:
-        """Only predictions of noise or velocity."""
-        super().check()
-        if self.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"PNDMScheduler can't take prediction_type={self.config.prediction_type!r}.")
-
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """The second time is done twice; with a Runge-Kutta start, the first three steps take four evaluations."""
         steps = steps or 1
         rising = grids.spaced(self.config, steps).round()[::-1]
@@ -134,8 +224,8 @@ class LCMScheduler(Scheduler):
     def times(
         self,
         steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
+        timesteps: Own,
+        sigmas: Own,
         device: Any,
         original_inference_steps: int | None = None,
         strength: float = 1.0,
@@ -150,7 +240,7 @@ class LCMScheduler(Scheduler):
             kept = max(len(timesteps) - min(int(len(timesteps) * strength), len(timesteps)), 0)
             falling = np.array(list(timesteps)[kept:])
         else:
-            distilled = np.arange(1, int(original * strength) + 1)[::-1] * (total // original) - 1
+            distilled = self._distilled(original_inference_steps, original, strength)
             if not 1 <= (steps or 1) <= len(distilled):
                 raise ValueError(
                     f"num_inference_steps={steps} has to be at most {len(distilled)}: "
@@ -159,3 +249,20 @@ class LCMScheduler(Scheduler):
             chosen = np.floor(np.linspace(0, len(distilled), steps or 1, endpoint=False)).astype(np.int64)
             falling = distilled[chosen]
         return Grid(timesteps=torch.from_numpy(falling.astype(np.int64)).to(device), steps=len(falling))
+
+    def _distilled(self, asked: int | None, original: int, strength: float) -> Array:
+        """Steps of training to choose from, falling."""
+        return np.arange(1, int(original * strength) + 1)[::-1] * (self.config.num_train_timesteps // original) - 1
+
+
+class TCDScheduler(LCMScheduler):
+    """Trajectory consistency distillation (Zheng et al. 2024): a few steps, as detailed as eta says."""
+
+    solver_class = discrete.TCD
+    takes_eta = True
+
+    def _distilled(self, asked: int | None, original: int, strength: float) -> Array:
+        """All of training where `original_inference_steps` is asked for."""
+        if asked is None:
+            return super()._distilled(asked, original, strength)
+        return np.arange(int(self.config.num_train_timesteps * strength))[::-1]
