@@ -63,6 +63,8 @@ class Grid:
 class Solver:
     """One run's way down a grid; owned by the run, so it may remember what it has seen."""
 
+    options: ClassVar[tuple[str, ...]] = ()  # attributes that `Scheduler.solver` takes by name
+
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         self.config, self.grid, self.scheduler = scheduler.config, grid, scheduler
 
@@ -245,11 +247,16 @@ class Scheduler:
         """The grid itself."""
         raise NotImplementedError
 
-    def solver(self, grid: Grid, *, eta: float = 0.0) -> Solver:
-        """A solver for one run."""
+    def solver(self, grid: Grid, *, eta: float = 0.0, **options: Any) -> Solver:
+        """A solver for one run, with those of its class's `options` that are given."""
         if eta and not self.takes_eta:
             raise ValueError(f"eta={eta} has no effect with {type(self).__name__}; it belongs to DDIMScheduler.")
-        return self.solver_class(self, grid)
+        made = self.solver_class(self, grid)
+        for name, value in options.items():
+            if name not in made.options:
+                raise ValueError(f"{type(self).__name__} has no option {name!r} for its steps.")
+            setattr(made, name, value)
+        return made
 
 
 def _listed(numbers: Any) -> list[float] | None:
