@@ -198,6 +198,9 @@ class DPMSolverSDEScheduler(_InTwoHalves):
     solver_class = exploding.DPMSolverSDE
     predicts = ("epsilon", "v_prediction")
 
+    def _spaced(self, steps: int) -> Array:
+        return grids.spaced(self.config, steps)  # in double precision: other roundings meet another path
+
 
 class DPMPP2SAncestralScheduler(KDPM2AncestralDiscreteScheduler):
     """DPM-Solver++(2S) (Lu et al. 2022b) with fresh noise in every step, as k-diffusion's sample_dpmpp_2s_ancestral."""
