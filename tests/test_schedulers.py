@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -45,6 +47,20 @@ PLAIN = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, skip_prk
 MIN = dict(final_sigmas_type="sigma_min")
 DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 EDM, EULER = "EDMDPMSolverMultistepScheduler", "EulerDiscreteScheduler"
+EDM_EULER, LMS, SDE = "EDMEulerScheduler", "LMSDiscreteScheduler", "DPMSolverSDEScheduler"
+HALVES = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", SDE)
+CHURN = dict(s_churn=3.0, s_tmin=0.5, s_tmax=12.0, s_noise=1.1)
+
+STEP_OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    *[(EULER, dict(prediction_type=kind), CHURN) for kind in KINDS],
+    (EULER, {}, dict(s_churn=40.0)),
+    (EULER, {}, dict(s_churn=0.0, s_noise=2.0)),
+    *[(EDM_EULER, dict(prediction_type=kind), CHURN) for kind in ("epsilon", "v_prediction")],
+    (EDM_EULER, dict(sigma_schedule="exponential"), dict(s_churn=40.0)),
+    *[(LMS, dict(prediction_type=kind), dict(order=order)) for kind in KINDS for order in (1, 2, 3, 5)],
+    (SDE, {}, dict(s_noise=0.0)),
+    (SDE, dict(prediction_type="v_prediction"), dict(s_noise=1.1)),
+]
 
 EXTRAS: list[tuple[str, dict[str, Any]]] = [
     ("DDIMScheduler", dict(clip_sample=True, clip_sample_range=0.8)),
@@ -65,7 +81,20 @@ EXTRAS: list[tuple[str, dict[str, Any]]] = [
     (EULER, dict(timestep_type="continuous", prediction_type="v_prediction", use_karras_sigmas=True)),
     (EULER, dict(use_karras_sigmas=True, sigma_min=0.05, sigma_max=11.0)),
     (EULER, dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)),
+    (EULER, dict(prediction_type="original_sample")),
+    (EULER, dict(use_exponential_sigmas=True, sigma_min=0.05, sigma_max=11.0)),
+    (EULER, dict(use_beta_sigmas=True, sigma_min=0.05) | MIN),
+    (EULER, dict(beta_schedule="squaredcos_cap_v2", trained_betas=list(np.linspace(1e-4, 0.03, 1000)))),
+    ("EulerAncestralDiscreteScheduler", ZERO_SNR | dict(timestep_spacing="leading", steps_offset=3)),
     ("HeunDiscreteScheduler", dict(clip_sample=True)),
+    ("HeunDiscreteScheduler", dict(clip_sample=True, clip_sample_range=0.4, prediction_type="v_prediction")),
+    *[("HeunDiscreteScheduler", dict(beta_schedule=kind)) for kind in ("squaredcos_cap_v2", "exp")],
+    *[(name, dict(beta_schedule="linear", steps_offset=2, timestep_spacing="leading")) for name in (LMS, *HALVES)],
+    *[(name, dict(trained_betas=list(np.linspace(1e-4, 0.03, 1000)))) for name in (LMS, *HALVES)],
+    *[(name, dict(beta_schedule="squaredcos_cap_v2")) for name in (LMS, "KDPM2DiscreteScheduler")],
+    (SDE, dict(noise_sampler_seed=[5, 6])),
+    (EDM_EULER, dict(sigma_schedule="exponential")),
+    (EDM_EULER, dict(sigma_min=0.01, sigma_max=20.0, sigma_data=1.0, rho=5.0, prediction_type="v_prediction") | MIN),
     *[(DPM, dict(solver_order=order, solver_type=kind)) for order in (1, 2, 3) for kind in ("midpoint", "heun")],
     *[(DPM, dict(algorithm_type="dpmsolver", solver_order=order) | MIN) for order in (1, 2, 3)],
     *[(DPM, dict(algorithm_type="sde-dpmsolver", solver_order=order) | MIN) for order in (1, 2)],
@@ -120,7 +149,7 @@ def noise_of(generator: torch.Generator) -> Any:
 
 def peers_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **grid: Any) -> list[Tensor]:
     """Every (t, x) of the peer's own loop, from noise or from a noised picture."""
-    eta = grid.pop("eta", None)
+    eta, of_steps = grid.pop("eta", None), grid.pop("options", {})
     scheduler.set_timesteps(**(grid or dict(num_inference_steps=STEPS)))
     times, generator = scheduler.timesteps[begin:], torch.Generator().manual_seed(5)
     if hasattr(scheduler, "set_begin_index"):
@@ -128,7 +157,7 @@ def peers_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **
     x = start() * scheduler.init_noise_sigma if picture is None else scheduler.add_noise(picture, start(), times[:1])
     trail = [x]
     takes = inspect.signature(scheduler.step).parameters
-    options: dict[str, Any] = {"generator": generator} if "generator" in takes else {}
+    options: dict[str, Any] = ({"generator": generator} if "generator" in takes else {}) | of_steps
     for t in times:
         said = network(scheduler.scale_model_input(x, t), t)
         x = scheduler.step(said, t, x, **options | ({"eta": eta} if eta else {}), return_dict=False)[0]
@@ -138,10 +167,10 @@ def peers_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **
 
 def our_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **grid: Any) -> list[Tensor]:
     """The same with ours."""
-    eta = grid.pop("eta", 0.0)
+    eta, of_steps = grid.pop("eta", 0.0), grid.pop("options", {})
     steps = grid.pop("num_inference_steps", None if grid.keys() & {"timesteps", "sigmas"} else STEPS)
     walked = scheduler.grid(steps, **grid).window(begin)
-    solver, noise = scheduler.solver(walked, eta=eta), noise_of(torch.Generator().manual_seed(5))
+    solver, noise = scheduler.solver(walked, eta=eta, **of_steps), noise_of(torch.Generator().manual_seed(5))
     x = start() * walked.init_noise_sigma if picture is None else solver.noised(picture, start(), begin)
     trail = [x]
     for i in walked.indices:
@@ -229,6 +258,78 @@ def test_variance_in_logarithms_is_the_same_variance() -> None:
     """The peer takes the root of a negative logarithm here."""
     plain, logs = (pair("DDPMScheduler", variance_type=kind)[1] for kind in ("fixed_large", "fixed_large_log"))
     assert_same(our_walk(plain), our_walk(logs))
+
+
+@pytest.mark.parametrize(("name", "changes", "options"), STEP_OPTIONS, ids=str)
+def test_options_of_the_steps(name: str, changes: dict[str, Any], options: dict[str, Any]) -> None:
+    peer, ours = pair(name, **changes)
+    assert_same(peers_walk(peer, options=options), our_walk(ours, options=options))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_that_a_class_lacks_are_refused(name: str) -> None:
+    scheduler = getattr(schedulers, name)(**config_of(name))
+    with pytest.raises(ValueError, match="has no option 'warmth'"):
+        scheduler.solver(scheduler.grid(STEPS), warmth=1.0)
+
+
+def test_churn_draws_only_where_it_adds_noise() -> None:
+    """Within its limits; without churn, never."""
+    scheduler = schedulers.EulerDiscreteScheduler(**config_of(EULER))
+    grid = scheduler.grid(STEPS)
+    for options in ({}, CHURN):
+        noise = Mock(return_value=start(7))
+        solver, x = scheduler.solver(grid, **options), start() * grid.init_noise_sigma
+        for i in grid.indices:
+            x = solver.step(x, network(x, i), i, noise).x
+        within = sum(0.5 <= sigma <= 12 for sigma in grid.sigmas[:-1].tolist())
+        assert noise.call_count == (within if options else 0)
+
+
+def test_a_brownian_path_of_ones_own_noise() -> None:
+    """Without a seed of its own, the path follows the run's generator."""
+    scheduler = schedulers.DPMSolverSDEScheduler(**config_of(SDE, noise_sampler_seed=None))
+    first, again = our_walk(scheduler), our_walk(scheduler)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other = schedulers.DPMSolverSDEScheduler(**config_of(SDE, noise_sampler_seed=4))
+    assert not torch.allclose(our_walk(other)[-1], first[-1])
+
+
+def test_seeds_for_each_picture() -> None:
+    """A picture does not depend on its neighbours; their numbers have to agree."""
+    both, alone = (
+        schedulers.DPMSolverSDEScheduler(**config_of(SDE, noise_sampler_seed=seeds)) for seeds in ([5, 6], [6])
+    )
+    grid = both.grid(STEPS)
+    x, noise = start() * grid.init_noise_sigma, noise_of(torch.Generator())
+    together = both.solver(grid).step(x, network(x, 5), 0, noise).x
+    assert torch.allclose(alone.solver(grid).step(x[1:], network(x[1:], 5), 0, noise).x, together[1:])
+    with pytest.raises(ValueError, match="2 seeds for 1 pictures"):
+        both.solver(grid).step(x[:1], x[:1], 0, noise)
+
+
+def test_without_torchsde_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchsde", None)
+    scheduler = schedulers.DPMSolverSDEScheduler(**config_of(SDE))
+    with pytest.raises(ImportError, match=r"pip install 'autopipeline\[sde\]'"):
+        our_walk(scheduler)
+
+
+def test_own_sigmas_of_edm_are_levels() -> None:
+    """The peer reads them as shares of its curve; here the curve's own levels give the curve's own walk."""
+    scheduler = schedulers.EDMEulerScheduler()
+    levels = scheduler.grid(STEPS).sigmas.tolist()
+    assert_same(our_walk(scheduler), our_walk(scheduler, sigmas=levels))
+
+
+def test_keys_of_other_classes_change_nothing() -> None:
+    """What a configuration keeps for another class is not this class's."""
+    kept = dict(rescale_betas_zero_snr=True, final_sigmas_type="sigma_min", clip_sample=True, thresholding=True)
+    for name in (LMS, "KDPM2DiscreteScheduler", "EulerAncestralDiscreteScheduler"):
+        known = {key: value for key, value in kept.items() if key not in getattr(schedulers, name).defaults}
+        plain = config_of(name)
+        peer, ours = (getattr(library, name).from_config(plain | known) for library in (diffusers, schedulers))
+        assert_same(peers_walk(peer), our_walk(ours))
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
@@ -328,6 +429,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (EULER, {}, dict(timesteps=[900, 10], sigmas=[2.0, 0.0])),
     (EULER, {}, dict(steps=5, sigmas=[2.0, 0.0])),
     (EULER, {}, {}),
+    (EDM_EULER, {}, dict(sigmas=[0.0, 0.5, 1.0])),
     ("LCMScheduler", {}, dict(steps=51)),
     ("LCMScheduler", {}, dict(steps=4, original_inference_steps=1001)),
     ("PNDMScheduler", dict(skip_prk_steps=False), dict(steps=3)),
@@ -356,6 +458,12 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (EULER, dict(final_sigmas_type="other")),
     (UNIPC, dict(final_sigmas_type="other")),
     (UNIPC, dict(lower_order_final=False, solver_order=3)),
+    *[(name, dict(prediction_type="sample")) for name in (*HALVES, EDM_EULER)],
+    *[(name, dict(prediction_type="other")) for name in (LMS, *HALVES, EDM_EULER)],
+    *[(name, dict(use_karras_sigmas=True, use_beta_sigmas=True)) for name in (LMS, *HALVES)],
+    *[(name, dict(timestep_spacing="other")) for name in (LMS, *HALVES)],
+    (EDM_EULER, dict(sigma_schedule="other")),
+    (EDM_EULER, dict(final_sigmas_type="other")),
 ]
 
 

@@ -42,10 +42,10 @@ class DDIMScheduler(_OnTrainingSteps):
     )
     takes_eta = True
 
-    def solver(self, grid: Grid, *, eta: float = 0.0) -> Solver:
+    def solver(self, grid: Grid, *, eta: float = 0.0, **options: Any) -> Solver:
         """A solver for one run; eta in 0..1."""
-        made = discrete.DDIM(self, grid)
-        made.eta = eta
+        made = super().solver(grid, eta=eta, **options)
+        made.eta = eta  # type: ignore[attr-defined]
         return made
 
 
