@@ -40,6 +40,7 @@ class DDIMScheduler(_OnTrainingSteps):
         | THRESHOLD
         | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
     )
+    solver_class = discrete.DDIM
     takes_eta = True
 
     def solver(self, grid: Grid, *, eta: float = 0.0, **options: Any) -> Solver:

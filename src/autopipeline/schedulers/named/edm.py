@@ -16,7 +16,7 @@ from autopipeline.schedulers.solvers import edm
 class _OnEDM(Scheduler):
     """Levels of noise along a curve."""
 
-    able: ClassVar[Mapping[str, tuple[str, ...]]] = dict(
+    able: ClassVar[dict[str, tuple[str, ...]]] = dict(
         sigma_schedule=("karras", "exponential"), prediction_type=("epsilon", "v_prediction")
     )
 
