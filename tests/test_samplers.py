@@ -104,8 +104,8 @@ def test_mean_and_variance_of_the_data(name: str, kind: str) -> None:
         mean, std = moments(made(name, prediction_type=kind, **restarts), count)
         assert abs(mean - MEAN) < 1e-6
         errors.append(abs(std / STD - 1))
-    assert errors[-1] < 0.02, errors
-    assert errors[-1] < errors[0] / 2, errors
+    assert errors[-1] < 0.04, errors
+    assert errors[-1] < errors[0] / 3, errors
 
 
 def test_noise_of_restarts_makes_good_for_errors() -> None:

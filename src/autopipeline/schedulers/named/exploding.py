@@ -122,21 +122,19 @@ class EulerAncestralDiscreteScheduler(_OnSigmas):
     solver_class = exploding.EulerAncestral
 
 
-def _halves(levels: Array, told: Array, second: Array) -> tuple[Array, Array]:
-    """Each step twice: at the beginning, and for the second look, with x at the level of the end."""
-    twice = np.stack([levels[:-1], levels[1:]], 1).reshape(-1)
-    return twice, np.stack([told, second], 1).reshape(-1)
+def _twice(first: Array, second: Array) -> Array:
+    return np.stack([first, second], 1).reshape(-1)
 
 
 class _InTwoHalves(_OnSigmas):
-    """Two evaluations a step."""
+    """Two evaluations a step; x has the level of its end before the second look."""
 
     order = 2
 
     def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
-        second = self._looks(*torch.from_numpy(np.stack([levels[:-1], levels[1:]]))).numpy()
-        twice, times = _halves(levels, told, grids.to_timesteps(second, training))
-        return twice, times[:-1]
+        here, there = torch.from_numpy(np.stack([levels[:-1], levels[1:]]))
+        second = grids.to_timesteps(self._looks(here, there).numpy(), training)
+        return _twice(levels[:-1], levels[1:]), _twice(told, second)[:-1]
 
     def _looks(self, here: Tensor, there: Tensor) -> Tensor:
         """Levels of the second looks."""
@@ -146,7 +144,7 @@ class _InTwoHalves(_OnSigmas):
 class HeunDiscreteScheduler(_OnSigmas):
     """Heun's method (Karras et al. 2022): two evaluations a step."""
 
-    defaults = (
+    defaults: ClassVar[Mapping[str, Any]] = (
         _LATENT
         | dict(prediction_type="epsilon")
         | CURVES
@@ -157,8 +155,7 @@ class HeunDiscreteScheduler(_OnSigmas):
     takes = ("timesteps",)
 
     def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
-        twice, times = _halves(levels, told, np.append(told[1:], 0))
-        return twice, times[:-1]
+        return _twice(levels[:-1], levels[1:]), _twice(told, np.append(told[1:], 0))[:-1]
 
 
 class LMSDiscreteScheduler(_OnSigmas):
@@ -264,6 +261,5 @@ class RestartScheduler(HeunDiscreteScheduler):
             parts += [(ladder, grids.to_timesteps(ladder, training))] * times
             begun = at
         parts.append((levels[begun:], told[begun:]))
-        halves = [_halves(down, times[:-1], times[1:]) for down, times in parts]
-        twice, times = (np.concatenate(half) for half in zip(*halves, strict=True))
+        twice, times = (np.concatenate([_twice(p[:-1], p[1:]) for p in kind]) for kind in zip(*parts, strict=True))
         return twice, times[:-1]

@@ -49,6 +49,5 @@ class EDMEuler(exploding.Churned):
         """To unit variance."""
         return unit(x, self.sigma(i), self.config.sigma_data)
 
-    def cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
-        """By the preconditioning of the level above."""
+    def _cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
         return preconditioned(self.config, x, pred, above)

@@ -31,6 +31,11 @@ def middle(here: Tensor, there: Tensor) -> Tensor:
     return (begun + (there.log().neg() - begun) * 0.5).neg().exp()
 
 
+def towards(x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """X at a lower level, with the same noise behind the clean sample."""
+    return x0 + (there / here).to(x) * (x - x0)
+
+
 class Exploding(Solver):
     """On sigmas; x is the clean sample plus sigma times noise, and scaled only for the network."""
 
@@ -73,10 +78,10 @@ class Churned(Exploding):
         above = here * (1 + churn)
         if churn > 0:
             x = x + noise() * self.s_noise * (above**2 - here**2).sqrt().to(x)
-        x0 = self.cleaned(x, pred, here.to(x), above.to(x))
-        return x + (x - x0) / above.to(x) * (self.sigma(i + 1) - above).to(x), x0
+        x0 = self._cleaned(x, pred, here.to(x), above.to(x))
+        return towards(x, x0, above, self.sigma(i + 1)), x0
 
-    def cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
+    def _cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
         """The clean sample in x at the level above."""
         raise NotImplementedError
 
@@ -84,8 +89,7 @@ class Churned(Exploding):
 class Euler(Churned):
     """Euler's method; velocities are taken for those of the level that the network was told."""
 
-    def cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
-        """By the prediction."""
+    def _cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
         at = above if self.config.prediction_type == "epsilon" else here
         return clean(self.config, x, pred, torch.ones_like(at), at)
 
@@ -98,7 +102,7 @@ class EulerAncestral(Exploding):
         here = self.sigma(i)
         down, up = ancestral(here, self.sigma(i + 1))
         x0 = self.denoised(x, pred, i)
-        return x + (x - x0) / here.to(x) * (down - here).to(x) + noise() * up.to(x), x0
+        return towards(x, x0, here, down) + noise() * up.to(x), x0
 
 
 class LMS(Exploding):
@@ -129,11 +133,7 @@ class LMS(Exploding):
         begun, width = known[0], float(self.sigma(i + 1)) - known[0]
         nodes, weights = np.polynomial.legendre.leggauss(order)
         at = begun + width * (nodes + 1) / 2
-        others = [[other for other in known if other != own] for own in known]
-        shapes = [
-            np.prod([(at - b) / (a - b) for b in rest], axis=0) if rest else np.ones_like(at)
-            for a, rest in zip(known, others, strict=True)
-        ]
+        shapes = [math.prod(((at - b) / (a - b) for b in known if b != a), start=np.ones(order)) for a in known]
         return [float((weights * shape).sum() * width / 2) for shape in shapes]
 
 
@@ -146,34 +146,33 @@ class TwoHalves(Exploding):
         """One half of a step."""
         x0 = self.denoised(x, pred, i)
         slope = (x - x0) / self.seen(i).to(x)
-        here, there = self.ends(i)
+        here, there = self._ends(i)
         if self.begun is None:
             self.begun = (x, slope)
-            return self.first(x, x0, here, there), x0
-        new = self.second(slope, x0, here, there, noise)
+            return self._first(x, x0, here, there), x0
+        begun, before = self.begun
         self.begun = None
-        return new, x0
-
-    def ends(self, i: int) -> Pair:
-        """Levels that the step of index i leads from and to."""
-        i -= self.begun is not None
-        return self.sigma(i), self.sigma(i + 1)
+        return self._second(begun, x0, (before, slope), here, there, noise), x0
 
     def seen(self, i: int) -> Tensor:
         """The level at the beginning of the step, or that of the second look."""
-        return self.sigma(i) if self.begun is None else self.aim(*self.ends(i))
+        return self.sigma(i) if self.begun is None else self._aim(*self._ends(i))
 
-    def aim(self, here: Tensor, there: Tensor) -> Tensor:
+    def _ends(self, i: int) -> Pair:
+        i -= self.begun is not None
+        return self.sigma(i), self.sigma(i + 1)
+
+    def _aim(self, here: Tensor, there: Tensor) -> Tensor:
         """The level of the second look."""
         return there
 
-    def first(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    def _first(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
         """Along the tangent to the second look."""
-        return x0 + (self.aim(here, there) / here).to(x) * (x - x0)
+        return towards(x, x0, here, self._aim(here, there))
 
-    def second(self, slope: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        """To the end of the step, by what the second look has shown."""
-        raise NotImplementedError
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
+        """From the beginning of the step to its end."""
+        return x + (slopes[0] + slopes[1]) / 2 * (there - here).to(x)
 
 
 class Heun(TwoHalves):
@@ -183,11 +182,6 @@ class Heun(TwoHalves):
         """The clean sample, clipped where the configuration asks for it."""
         x0, most = super().denoised(x, pred, i), self.config.clip_sample_range
         return x0.clamp(-most, most) if self.config.clip_sample else x0
-
-    def second(self, slope: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        """Along the mean slope."""
-        x, before = self.begun  # type: ignore[misc]
-        return x + (before + slope) / 2 * (there - here).to(x)
 
 
 class Restart(Heun):
@@ -211,37 +205,30 @@ class Restart(Heun):
 class KDPM2(TwoHalves):
     """DPM-Solver-2 (Lu et al. 2022a) in the formulation of Karras et al. 2022: the slope halfway in the logarithm."""
 
-    def aim(self, here: Tensor, there: Tensor) -> Tensor:
-        """Halfway to the end of the step."""
+    def _aim(self, here: Tensor, there: Tensor) -> Tensor:
         return middle(here, there)
 
-    def second(self, slope: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        """Along the slope of the middle."""
-        x, _ = self.begun  # type: ignore[misc]
-        return x + slope * (there - here).to(x)
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
+        return x + slopes[1] * (there - here).to(x)
 
 
 class KDPM2Ancestral(KDPM2):
-    """DPM-Solver-2 to a lower level, and noise up to the next one."""
+    """DPM-Solver-2 to a lower level, and noise up to the next one; draws once for each step."""
 
-    def aim(self, here: Tensor, there: Tensor) -> Tensor:
-        """Halfway to the lower level."""
+    def _aim(self, here: Tensor, there: Tensor) -> Tensor:
         return middle(here, ancestral(here, there)[0])
 
-    def second(self, slope: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        """Draws once for each step."""
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
         down, up = ancestral(here, there)
-        return super().second(slope, x0, here, down, noise) + noise() * up.to(x0)
+        return super()._second(x, x0, slopes, here, down, noise) + noise() * up.to(x)
 
 
 class DPMPP2SAncestral(KDPM2Ancestral):
     """DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1) to a lower level, and noise up to the next one."""
 
-    def second(self, slope: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        """Exponentially towards the clean sample of the middle."""
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
         down, up = ancestral(here, there)
-        x, _ = self.begun  # type: ignore[misc]
-        return x0 + (down / here).to(x) * (x - x0) + noise() * up.to(x)
+        return towards(x, x0, here, down) + noise() * up.to(x)
 
 
 class DPMSolverSDE(KDPM2):
@@ -263,19 +250,26 @@ class DPMSolverSDE(KDPM2):
         return super().advance(x, pred, i, noise, variance)
 
     def _lay(self, x: Tensor, noise: Noise) -> list[Any]:
-        interval, levels = brownian_interval(), self.grid.sigmas
-        levels = levels[levels > 0]  # type: ignore[index]
-        seed = self.config.noise_sampler_seed
-        if seed is None:
-            seed = int(noise().flatten()[:2].view(torch.int64)) % 2**63
-        seeds, rows = (seed, x[0]) if isinstance(seed, list | tuple) else ([seed], x)
+        try:
+            from torchsde import BrownianInterval  # type: ignore[import-not-found,import-untyped]
+        except ImportError:
+            raise ImportError("DPMSolverSDEScheduler needs torchsde: pip install 'autopipeline[sde]'.") from None
+        seeds = self.config.noise_sampler_seed
+        if seeds is None:
+            seeds = int(noise().flatten()[:2].float().view(torch.int64)) % 2**63
+        rows = x[0] if isinstance(seeds, list | tuple) else x
+        seeds = list(seeds) if rows is not x else [seeds]
         if rows is not x and len(seeds) != len(x):
             raise ValueError(f"noise_sampler_seed has {len(seeds)} seeds for {len(x)} pictures.")
-        size = dict(size=rows.shape, dtype=rows.dtype, device=rows.device)
-        self.span = float(levels.min()), float(levels.max())
+        kind: dict[str, Any] = dict(size=rows.shape, dtype=rows.dtype, device=rows.device)
+        kind |= dict(tol=1e-6, pool_size=24, halfway_tree=True)
+        levels = [level for level in self.grid.sigmas.tolist() if level > 0]  # type: ignore[union-attr]
+        self.span = min(levels), max(levels)
         if len(levels) == 1:
             return []  # a single step, to 0, takes no noise
-        return [interval(*self.span, entropy=s, tol=1e-6, pool_size=24, halfway_tree=True, **size) for s in seeds]
+        return [
+            BrownianInterval(*self.span, entropy=s, tol=1e-6, pool_size=24, halfway_tree=True, **size) for s in seeds
+        ]
 
     def _between(self, x: Tensor, here: Tensor, there: Tensor) -> Tensor:
         """Unit noise of the path between two levels."""
@@ -288,26 +282,14 @@ class DPMSolverSDE(KDPM2):
     def _leap(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
         """Exponentially towards the clean sample, and noise up again."""
         down, up = ancestral(here, there)
-        new = x0 + (down / here).to(x) * (x - x0)
+        new = towards(x, x0, here, down)
         return new if up == 0 else new + self._between(x, here, there) * (self.s_noise * up).to(x)
 
-    def first(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
-        """Halfway."""
-        return self._leap(x, x0, here, self.aim(here, there))
+    def _first(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        return self._leap(x, x0, here, self._aim(here, there))
 
-    def second(self, slope: Tensor, x0: Tensor, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        """The whole way, from the beginning."""
-        x, _ = self.begun  # type: ignore[misc]
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
         return self._leap(x, x0, here, there)
-
-
-def brownian_interval() -> Any:
-    """torchsde's class; raises ImportError with what to install."""
-    try:
-        from torchsde import BrownianInterval  # type: ignore[import-not-found,import-untyped]
-    except ImportError:
-        raise ImportError("DPMSolverSDEScheduler needs torchsde: pip install 'autopipeline[sde]'.") from None
-    return BrownianInterval
 
 
 class DPMPP3MSDE(Exploding):
