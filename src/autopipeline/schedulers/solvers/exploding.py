@@ -254,12 +254,11 @@ class DPMSolverSDE(KDPM2):
             from torchsde import BrownianInterval  # type: ignore[import-not-found,import-untyped]
         except ImportError:
             raise ImportError("DPMSolverSDEScheduler needs torchsde: pip install 'autopipeline[sde]'.") from None
-        seeds = self.config.noise_sampler_seed
-        if seeds is None:
-            seeds = int(noise().flatten()[:2].float().view(torch.int64)) % 2**63
-        rows = x[0] if isinstance(seeds, list | tuple) else x
-        seeds = list(seeds) if rows is not x else [seeds]
-        if rows is not x and len(seeds) != len(x):
+        seeds, rows = self.config.noise_sampler_seed, x[0]
+        if not isinstance(seeds, list | tuple):
+            own = int(noise().flatten()[:2].float().view(torch.int64)) % 2**63 if seeds is None else int(seeds)
+            seeds, rows = [own], x
+        elif len(seeds) != len(x):
             raise ValueError(f"noise_sampler_seed has {len(seeds)} seeds for {len(x)} pictures.")
         kind: dict[str, Any] = dict(size=rows.shape, dtype=rows.dtype, device=rows.device)
         kind |= dict(tol=1e-6, pool_size=24, halfway_tree=True)
@@ -267,9 +266,7 @@ class DPMSolverSDE(KDPM2):
         self.span = min(levels), max(levels)
         if len(levels) == 1:
             return []  # a single step, to 0, takes no noise
-        return [
-            BrownianInterval(*self.span, entropy=s, tol=1e-6, pool_size=24, halfway_tree=True, **size) for s in seeds
-        ]
+        return [BrownianInterval(*self.span, entropy=seed, **kind) for seed in seeds]
 
     def _between(self, x: Tensor, here: Tensor, there: Tensor) -> Tensor:
         """Unit noise of the path between two levels."""
