@@ -202,7 +202,10 @@ def test_restarts_by_the_number_of_steps(steps: int, rises: int) -> None:
     assert int((grid.sigmas.diff() > 0).sum()) == rises
 
 
-@pytest.mark.parametrize("restarts", [[[3, 2, 0.1]], [[0, 2, 0.1, 2.0]], [[3, 2, 2.0, 0.1]], [[3, 2, 0.0, 2.0]]])
+@pytest.mark.parametrize(
+    "restarts",
+    [5, [5], [[3, 2, 0.1]], [[0, 2, 0.1, 2.0]], [[3, 2, 2.0, 0.1]], [[3, 2, 0.0, 2.0]], [[3.5, 2, 0.1, 2.0]]],
+)
 def test_impossible_restarts(restarts: list[Any]) -> None:
     with pytest.raises(ValueError, match="sigma_min"):
         made("RestartScheduler", restarts=restarts)

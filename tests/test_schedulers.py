@@ -322,6 +322,12 @@ def test_own_sigmas_of_edm_are_levels() -> None:
     assert_same(our_walk(scheduler), our_walk(scheduler, sigmas=levels))
 
 
+def test_a_step_that_single_precision_leaves_nothing_of() -> None:
+    """The peer's levels are not numbers here: between far levels, the difference of their squares rounds to 0."""
+    ours = schedulers.KDPM2AncestralDiscreteScheduler(beta_schedule="squaredcos_cap_v2")
+    assert all(torch.isfinite(x).all() for x in our_walk(ours, num_inference_steps=4))
+
+
 def test_keys_of_other_classes_change_nothing() -> None:
     """What a configuration keeps for another class is not this class's."""
     kept = dict(rescale_betas_zero_snr=True, final_sigmas_type="sigma_min", clip_sample=True, thresholding=True)

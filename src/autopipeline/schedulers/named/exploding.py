@@ -229,12 +229,12 @@ class RestartScheduler(HeunDiscreteScheduler):
     def check(self) -> None:
         """Intervals that make sense."""
         super().check()
-        for restart in self.config.restarts or ():
-            if len(restart) != 4 or min(restart[:2]) < 1 or not 0 < restart[2] < restart[3]:
-                raise ValueError(
-                    f"restarts={self.config.restarts} has to hold [steps, times, sigma_min, sigma_max], with whole "
-                    "numbers from 1 on and 0 < sigma_min < sigma_max."
-                )
+        restarts = self.config.restarts
+        if restarts is not None and not (isinstance(restarts, list | tuple) and all(map(_is_restart, restarts))):
+            raise ValueError(
+                f"restarts={restarts} has to hold [steps, times, sigma_min, sigma_max], with whole numbers from 1 on "
+                "and 0 < sigma_min < sigma_max."
+            )
 
     def restarts(self, steps: int) -> Sequence[Sequence[Any]]:
         """The intervals for a number of steps."""
@@ -263,3 +263,8 @@ class RestartScheduler(HeunDiscreteScheduler):
         parts.append((levels[begun:], told[begun:]))
         twice, times = (np.concatenate([_twice(p[:-1], p[1:]) for p in kind]) for kind in zip(*parts, strict=True))
         return twice, times[:-1]
+
+
+def _is_restart(four: Any) -> bool:
+    numbers = isinstance(four, list | tuple) and len(four) == 4 and all(isinstance(v, int | float) for v in four)
+    return numbers and all(isinstance(v, int) and v > 0 for v in four[:2]) and 0 < four[2] < four[3]

@@ -271,7 +271,7 @@ class DPMSolverSDE(KDPM2):
     def _between(self, x: Tensor, here: Tensor, there: Tensor) -> Tensor:
         """Unit noise of the path between two levels."""
         # The path is rough: levels that are rounded otherwise, as by a logarithm and back, would meet another one.
-        high, low = (level.log().neg().neg().exp() for level in (here, there))
+        high, low = (level.log().exp() for level in (here, there))
         ends = [min(max(float(level), self.span[0]), self.span[1]) for level in (low, high)]
         drawn = torch.stack([path(*ends) for path in self.paths or []]).view_as(x)
         return -drawn / (high - low).sqrt().to(x)
@@ -300,7 +300,7 @@ class DPMPP3MSDE(Exploding):
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
-        self.known: list[tuple[Tensor, Tensor]] = []  # log ratio and clean sample, the latest first
+        self.known: list[Pair] = []  # logarithm of signal over noise, and clean sample; the latest first
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """By as many of the last clean samples as there are; the last step takes the clean sample."""
@@ -308,24 +308,21 @@ class DPMPP3MSDE(Exploding):
         here, there = self.sigma(i), self.sigma(i + 1)
         if there == 0:
             return x0, x0
-        self.known = [(-here.log(), x0), *self.known][:3]
+        (t0, _), *others = self.known = [(-here.log(), x0), *self.known][:3]
         h = here.log() - there.log()
         shrunk = torch.expm1(-2 * h)  # twice, as half of the way down is made good by noise
         new = x0 + (shrunk + 1).to(x) * (x - x0)
-        linear = shrunk / (2 * h) + 1
-        for weight, change in zip((linear, 0.5 - linear / (2 * h)), self._changes(h), strict=False):
-            new = new + weight.to(x) * change
+        linear = shrunk / 2 + h
+        if others:
+            slope = _slope(*self.known[:2])
+            if len(others) > 1:
+                bend = (slope - _slope(*others)) / (t0 - others[1][0]).to(x)
+                slope = slope + (t0 - others[0][0]).to(x) * bend
+                new = new + (h * (h - linear / h) / 2).to(x) * bend
+            new = new + linear.to(x) * slope
         return new + noise() * (self.s_noise * there * (-shrunk).sqrt()).to(x), x0
 
-    def _changes(self, h: Tensor) -> list[Tensor]:
-        """First and second divided difference of the clean sample, for a step of h."""
-        (t0, now), *rest = self.known
-        if not rest:
-            return []
-        (t1, before), *rest = rest
-        first = (now - before) * (h / (t0 - t1)).to(now)
-        if not rest:
-            return [first]
-        t2, earlier = rest[0]
-        second = (first - (before - earlier) * (h / (t1 - t2)).to(now)) * (h / (t0 - t2)).to(now)
-        return [first + second * ((t0 - t1) / h).to(now), second]
+
+def _slope(now: Pair, before: Pair) -> Tensor:
+    """Of the clean sample, from one logarithm of signal over noise to another."""
+    return (now[1] - before[1]) / (now[0] - before[0]).to(now[1])
