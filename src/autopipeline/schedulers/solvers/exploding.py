@@ -318,7 +318,7 @@ class DPMPP3MSDE(Exploding):
             if len(others) > 1:
                 bend = (slope - _slope(*others)) / (t0 - others[1][0]).to(x)
                 slope = slope + (t0 - others[0][0]).to(x) * bend
-                new = new + (h * (h - linear / h) / 2).to(x) * bend
+                new = new + ((h**2 - linear) / 2).to(x) * bend
             new = new + linear.to(x) * slope
         return new + noise() * (self.s_noise * there * (-shrunk).sqrt()).to(x), x0
 
