@@ -257,6 +257,7 @@ class RestartScheduler(HeunDiscreteScheduler):
             if not levels[at] < high <= levels[0]:
                 raise ValueError(f"A restart from {low} to {high} does not lie within the levels of {steps} steps.")
             ladder = grids.curve("karras", {}, high, levels[at], count + 1)
+            ladder[-1] = levels[at]  # to the last digit: the solver takes any rise for a restart
             parts.append((levels[begun : at + 1], told[begun : at + 1]))
             parts += [(ladder, grids.to_timesteps(ladder, training))] * times
             begun = at
