@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,7 +22,11 @@ diffusers = pytest.importorskip("diffusers")
 
 STEPS = 7
 SHAPE = (2, 3, 4, 4)
-NAMES = [name for name in schedulers.__all__ if name.endswith("Scheduler") and name != "Scheduler"]
+NAMES = [
+    name
+    for name in schedulers.__all__
+    if name.endswith("Scheduler") and name != "Scheduler" and hasattr(diffusers, name)
+]
 APART = ["DDPMWuerstchenScheduler", "RePaintScheduler", "ScoreSdeVeScheduler", "UnCLIPScheduler"]
 WALKED = [name for name in NAMES if name not in APART]  # the others have a loop of their own: test_schedulers_apart.py
 KINDS = ["epsilon", "sample", "v_prediction"]
@@ -28,6 +34,10 @@ SPACINGS = ["leading", "linspace", "trailing"]
 LACKS = {  # prediction types that neither library's scheduler has
     "PNDMScheduler": ["sample"],
     "EDMDPMSolverMultistepScheduler": ["sample"],
+    "EDMEulerScheduler": ["sample"],
+    "KDPM2DiscreteScheduler": ["sample"],
+    "KDPM2AncestralDiscreteScheduler": ["sample"],
+    "DPMSolverSDEScheduler": ["sample"],
 }
 CURVES = {"karras": dict(use_karras_sigmas=True), "exponential": dict(use_exponential_sigmas=True)} | {
     "beta": dict(use_beta_sigmas=True)
@@ -36,11 +46,25 @@ CURVED = [name for name in NAMES if "use_karras_sigmas" in getattr(schedulers, n
 NOT_NOISED = ["DDIMInverseScheduler", "IPNDMScheduler"]  # the peer's have no add_noise
 SPACED = [name for name in NAMES if "timestep_spacing" in getattr(schedulers, name).defaults and name != "LCMScheduler"]
 ZERO_SNR = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction")
-PLAIN = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, skip_prk_steps=True)
+PLAIN = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, skip_prk_steps=True, noise_sampler_seed=3)
 MIN = dict(final_sigmas_type="sigma_min")
 DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 FLOWS = ["FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"]
 EDM, EULER = "EDMDPMSolverMultistepScheduler", "EulerDiscreteScheduler"
+EDM_EULER, LMS, SDE = "EDMEulerScheduler", "LMSDiscreteScheduler", "DPMSolverSDEScheduler"
+HALVES = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", SDE)
+CHURN = dict(s_churn=3.0, s_tmin=0.5, s_tmax=12.0, s_noise=1.1)
+
+STEP_OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    *[(EULER, dict(prediction_type=kind), CHURN) for kind in KINDS],
+    (EULER, {}, dict(s_churn=40.0)),
+    (EULER, {}, dict(s_churn=0.0, s_noise=2.0)),
+    *[(EDM_EULER, dict(prediction_type=kind), CHURN) for kind in ("epsilon", "v_prediction")],
+    (EDM_EULER, dict(sigma_schedule="exponential"), dict(s_churn=40.0)),
+    *[(LMS, dict(prediction_type=kind), dict(order=order)) for kind in KINDS for order in (1, 2, 3, 5)],
+    (SDE, {}, dict(s_noise=0.0)),
+    (SDE, dict(prediction_type="v_prediction"), dict(s_noise=1.1)),
+]
 
 EXTRAS: list[tuple[str, dict[str, Any]]] = [
     ("DDIMScheduler", dict(clip_sample=True, clip_sample_range=0.8)),
@@ -83,7 +107,20 @@ EXTRAS: list[tuple[str, dict[str, Any]]] = [
     (EULER, dict(timestep_type="continuous", prediction_type="v_prediction", use_karras_sigmas=True)),
     (EULER, dict(use_karras_sigmas=True, sigma_min=0.05, sigma_max=11.0)),
     (EULER, dict(beta_schedule="linear", beta_start=1e-4, beta_end=0.02)),
+    (EULER, dict(prediction_type="original_sample")),
+    (EULER, dict(use_exponential_sigmas=True, sigma_min=0.05, sigma_max=11.0)),
+    (EULER, dict(use_beta_sigmas=True, sigma_min=0.05) | MIN),
+    (EULER, dict(beta_schedule="squaredcos_cap_v2", trained_betas=list(np.linspace(1e-4, 0.03, 1000)))),
+    ("EulerAncestralDiscreteScheduler", ZERO_SNR | dict(timestep_spacing="leading", steps_offset=3)),
     ("HeunDiscreteScheduler", dict(clip_sample=True)),
+    ("HeunDiscreteScheduler", dict(clip_sample=True, clip_sample_range=0.4, prediction_type="v_prediction")),
+    *[("HeunDiscreteScheduler", dict(beta_schedule=kind)) for kind in ("squaredcos_cap_v2", "exp")],
+    *[(name, dict(beta_schedule="linear", steps_offset=2, timestep_spacing="leading")) for name in (LMS, *HALVES)],
+    *[(name, dict(trained_betas=list(np.linspace(1e-4, 0.03, 1000)))) for name in (LMS, *HALVES)],
+    *[(name, dict(beta_schedule="squaredcos_cap_v2")) for name in (LMS, "KDPM2DiscreteScheduler")],
+    (SDE, dict(noise_sampler_seed=[5, 6])),
+    (EDM_EULER, dict(sigma_schedule="exponential")),
+    (EDM_EULER, dict(sigma_min=0.01, sigma_max=20.0, sigma_data=1.0, rho=5.0, prediction_type="v_prediction") | MIN),
     *[(DPM, dict(solver_order=order, solver_type=kind)) for order in (1, 2, 3) for kind in ("midpoint", "heun")],
     *[(DPM, dict(algorithm_type="dpmsolver", solver_order=order) | MIN) for order in (1, 2, 3)],
     *[(DPM, dict(algorithm_type="sde-dpmsolver", solver_order=order) | MIN) for order in (1, 2)],
@@ -139,7 +176,7 @@ def noise_of(generator: torch.Generator) -> Any:
 
 def peers_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **grid: Any) -> list[Tensor]:
     """Every (t, x) of the peer's own loop, from noise or from a noised picture."""
-    eta = grid.pop("eta", None)
+    eta, of_steps = grid.pop("eta", None), grid.pop("options", {})
     scheduler.set_timesteps(**(grid or dict(num_inference_steps=STEPS)))
     times, generator = scheduler.timesteps[begin:], torch.Generator().manual_seed(5)
     if hasattr(scheduler, "set_begin_index"):
@@ -148,7 +185,7 @@ def peers_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **
     x = first if picture is None else peers_noised(scheduler, picture, start(), times[0])
     trail = [x]
     takes = inspect.signature(scheduler.step).parameters
-    options: dict[str, Any] = {"generator": generator} if "generator" in takes else {}
+    options: dict[str, Any] = ({"generator": generator} if "generator" in takes else {}) | of_steps
     options |= {"eta": eta or 0.0} if "eta" in takes else {}
     for t in times:
         said = network(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x, t)
@@ -165,10 +202,10 @@ def peers_noised(scheduler: Any, picture: Tensor, noise: Tensor, t: Tensor) -> T
 
 def our_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **grid: Any) -> list[Tensor]:
     """The same with ours."""
-    eta = grid.pop("eta", 0.0)
+    eta, of_steps = grid.pop("eta", 0.0), grid.pop("options", {})
     steps = grid.pop("num_inference_steps", None if grid.keys() & {"timesteps", "sigmas"} else STEPS)
     walked = scheduler.grid(steps, **grid).window(begin)
-    solver, noise = scheduler.solver(walked, eta=eta), noise_of(torch.Generator().manual_seed(5))
+    solver, noise = scheduler.solver(walked, eta=eta, **of_steps), noise_of(torch.Generator().manual_seed(5))
     x = start() * walked.init_noise_sigma if picture is None else solver.noised(picture, start(), begin)
     trail = [x]
     for i in walked.indices:
@@ -263,6 +300,84 @@ def test_variance_in_logarithms_is_the_same_variance() -> None:
     """The peer takes the root of a negative logarithm here."""
     plain, logs = (pair("DDPMScheduler", variance_type=kind)[1] for kind in ("fixed_large", "fixed_large_log"))
     assert_same(our_walk(plain), our_walk(logs))
+
+
+@pytest.mark.parametrize(("name", "changes", "options"), STEP_OPTIONS, ids=str)
+def test_options_of_the_steps(name: str, changes: dict[str, Any], options: dict[str, Any]) -> None:
+    peer, ours = pair(name, **changes)
+    assert_same(peers_walk(peer, options=options), our_walk(ours, options=options))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_that_a_class_lacks_are_refused(name: str) -> None:
+    scheduler = getattr(schedulers, name)(**config_of(name))
+    with pytest.raises(ValueError, match="has no option 'warmth'"):
+        scheduler.solver(scheduler.grid(STEPS), warmth=1.0)
+
+
+def test_churn_draws_only_where_it_adds_noise() -> None:
+    """Within its limits; without churn, never."""
+    scheduler = schedulers.EulerDiscreteScheduler(**config_of(EULER))
+    grid = scheduler.grid(STEPS)
+    for options in ({}, CHURN):
+        noise = Mock(return_value=start(7))
+        solver, x = scheduler.solver(grid, **options), start() * grid.init_noise_sigma
+        for i in grid.indices:
+            x = solver.step(x, network(x, i), i, noise).x
+        within = sum(0.5 <= sigma <= 12 for sigma in grid.sigmas[:-1].tolist())
+        assert noise.call_count == (within if options else 0)
+
+
+def test_a_brownian_path_of_ones_own_noise() -> None:
+    """Without a seed of its own, the path follows the run's generator."""
+    scheduler = schedulers.DPMSolverSDEScheduler(**config_of(SDE, noise_sampler_seed=None))
+    first, again = our_walk(scheduler), our_walk(scheduler)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    other = schedulers.DPMSolverSDEScheduler(**config_of(SDE, noise_sampler_seed=4))
+    assert not torch.allclose(our_walk(other)[-1], first[-1])
+
+
+def test_seeds_for_each_picture() -> None:
+    """A picture does not depend on its neighbours; their numbers have to agree."""
+    both, alone = (
+        schedulers.DPMSolverSDEScheduler(**config_of(SDE, noise_sampler_seed=seeds)) for seeds in ([5, 6], [6])
+    )
+    grid = both.grid(STEPS)
+    x, noise = start() * grid.init_noise_sigma, noise_of(torch.Generator())
+    together = both.solver(grid).step(x, network(x, 5), 0, noise).x
+    assert torch.allclose(alone.solver(grid).step(x[1:], network(x[1:], 5), 0, noise).x, together[1:])
+    with pytest.raises(ValueError, match="2 seeds for 1 pictures"):
+        both.solver(grid).step(x[:1], x[:1], 0, noise)
+
+
+def test_without_torchsde_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchsde", None)
+    scheduler = schedulers.DPMSolverSDEScheduler(**config_of(SDE))
+    with pytest.raises(ImportError, match=r"pip install 'autopipeline\[sde\]'"):
+        our_walk(scheduler)
+
+
+def test_own_sigmas_of_edm_are_levels() -> None:
+    """The peer reads them as shares of its curve; here the curve's own levels give the curve's own walk."""
+    scheduler = schedulers.EDMEulerScheduler()
+    levels = scheduler.grid(STEPS).sigmas.tolist()
+    assert_same(our_walk(scheduler), our_walk(scheduler, sigmas=levels))
+
+
+def test_a_step_that_single_precision_leaves_nothing_of() -> None:
+    """The peer's levels are not numbers here: between far levels, the difference of their squares rounds to 0."""
+    ours = schedulers.KDPM2AncestralDiscreteScheduler(beta_schedule="squaredcos_cap_v2")
+    assert all(torch.isfinite(x).all() for x in our_walk(ours, num_inference_steps=4))
+
+
+def test_keys_of_other_classes_change_nothing() -> None:
+    """What a configuration keeps for another class is not this class's."""
+    kept = dict(rescale_betas_zero_snr=True, final_sigmas_type="sigma_min", clip_sample=True, thresholding=True)
+    for name in (LMS, "KDPM2DiscreteScheduler", "EulerAncestralDiscreteScheduler"):
+        known = {key: value for key, value in kept.items() if key not in getattr(schedulers, name).defaults}
+        plain = config_of(name)
+        peer, ours = (getattr(library, name).from_config(plain | known) for library in (diffusers, schedulers))
+        assert_same(peers_walk(peer), our_walk(ours))
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
@@ -385,6 +500,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (EULER, {}, dict(timesteps=[900, 10], sigmas=[2.0, 0.0])),
     (EULER, {}, dict(steps=5, sigmas=[2.0, 0.0])),
     (EULER, {}, {}),
+    (EDM_EULER, {}, dict(sigmas=[0.0, 0.5, 1.0])),
     ("LCMScheduler", {}, dict(steps=51)),
     ("LCMScheduler", {}, dict(steps=4, original_inference_steps=1001)),
     ("PNDMScheduler", dict(skip_prk_steps=False), dict(steps=3)),
@@ -434,6 +550,12 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("UnCLIPScheduler", dict(variance_type="fixed_large")),
     ("UnCLIPScheduler", dict(prediction_type="v_prediction")),
     ("UnCLIPScheduler", dict(beta_schedule="linear")),
+    *[(name, dict(prediction_type="sample")) for name in (*HALVES, EDM_EULER)],
+    *[(name, dict(prediction_type="other")) for name in (LMS, *HALVES, EDM_EULER)],
+    *[(name, dict(use_karras_sigmas=True, use_beta_sigmas=True)) for name in (LMS, *HALVES)],
+    *[(name, dict(timestep_spacing="other")) for name in (LMS, *HALVES)],
+    (EDM_EULER, dict(sigma_schedule="other")),
+    (EDM_EULER, dict(final_sigmas_type="other")),
 ]
 
 

@@ -27,8 +27,12 @@ from autopipeline.schedulers import DDIMScheduler as DDIMScheduler
 from autopipeline.schedulers import DDPMParallelScheduler as DDPMParallelScheduler
 from autopipeline.schedulers import DDPMScheduler as DDPMScheduler
 from autopipeline.schedulers import DDPMWuerstchenScheduler as DDPMWuerstchenScheduler
+from autopipeline.schedulers import DPMPP2SAncestralScheduler as DPMPP2SAncestralScheduler
+from autopipeline.schedulers import DPMPP3MSDEScheduler as DPMPP3MSDEScheduler
 from autopipeline.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+from autopipeline.schedulers import DPMSolverSDEScheduler as DPMSolverSDEScheduler
 from autopipeline.schedulers import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
+from autopipeline.schedulers import EDMEulerScheduler as EDMEulerScheduler
 from autopipeline.schedulers import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
 from autopipeline.schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
 from autopipeline.schedulers import FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler
@@ -36,9 +40,13 @@ from autopipeline.schedulers import FlowMatchHeunDiscreteScheduler as FlowMatchH
 from autopipeline.schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
 from autopipeline.schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
 from autopipeline.schedulers import IPNDMScheduler as IPNDMScheduler
+from autopipeline.schedulers import KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler
+from autopipeline.schedulers import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
 from autopipeline.schedulers import LCMScheduler as LCMScheduler
+from autopipeline.schedulers import LMSDiscreteScheduler as LMSDiscreteScheduler
 from autopipeline.schedulers import PNDMScheduler as PNDMScheduler
 from autopipeline.schedulers import RePaintScheduler as RePaintScheduler
+from autopipeline.schedulers import RestartScheduler as RestartScheduler
 from autopipeline.schedulers import ScoreSdeVeScheduler as ScoreSdeVeScheduler
 from autopipeline.schedulers import TCDScheduler as TCDScheduler
 from autopipeline.schedulers import UnCLIPScheduler as UnCLIPScheduler

@@ -18,11 +18,18 @@ from autopipeline.schedulers.named.discrete import (
     TCDScheduler,
     UnCLIPScheduler,
 )
-from autopipeline.schedulers.named.edm import EDMDPMSolverMultistepScheduler
+from autopipeline.schedulers.named.edm import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from autopipeline.schedulers.named.exploding import (
+    DPMPP2SAncestralScheduler,
+    DPMPP3MSDEScheduler,
+    DPMSolverSDEScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+    RestartScheduler,
 )
 from autopipeline.schedulers.named.flow import (
     FlowMatchEulerDiscreteScheduler,
@@ -40,8 +47,12 @@ __all__ = [
     "DDPMParallelScheduler",
     "DDPMScheduler",
     "DDPMWuerstchenScheduler",
+    "DPMPP2SAncestralScheduler",
+    "DPMPP3MSDEScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
@@ -50,10 +61,14 @@ __all__ = [
     "Grid",
     "HeunDiscreteScheduler",
     "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
     "Noise",
     "PNDMScheduler",
     "RePaintScheduler",
+    "RestartScheduler",
     "Scheduler",
     "ScoreSdeVeScheduler",
     "Solver",

@@ -67,6 +67,7 @@ class Solver:
     """One run's way down a grid; owned by the run, so it may remember what it has seen."""
 
     eta: float = 0.0  # share of fresh noise, where the class takes it
+    options: ClassVar[tuple[str, ...]] = ()  # attributes that `Scheduler.solver` takes by name
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         self.config, self.grid, self.scheduler = scheduler.config, grid, scheduler
@@ -252,13 +253,17 @@ class Scheduler:
         """The grid itself."""
         raise NotImplementedError
 
-    def solver(self, grid: Grid, *, eta: float | None = None) -> Solver:
-        """A solver for one run; its other options are attributes, to be set before a step."""
+    def solver(self, grid: Grid, *, eta: float | None = None, **options: Any) -> Solver:
+        """A solver for one run, with those of its class's `options` that are given."""
         if eta and not self.takes_eta:
             raise ValueError(f"eta={eta} has no effect with {type(self).__name__}; it belongs to DDIMScheduler.")
         made = self.solver_class(self, grid)
         if eta is not None:
             made.eta = eta
+        for name, value in options.items():
+            if name not in made.options:
+                raise ValueError(f"{type(self).__name__} has no option {name!r} for its steps.")
+            setattr(made, name, value)
         return made
 
 

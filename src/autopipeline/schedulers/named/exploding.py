@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
@@ -14,9 +16,21 @@ from autopipeline.schedulers.named.keys import BETAS, CURVES
 from autopipeline.schedulers.scheduler import Grid, Scheduler
 from autopipeline.schedulers.solvers import exploding
 
+_LATENT = BETAS | dict(beta_start=0.00085, beta_end=0.012)
+_LATER = dict(prediction_type="epsilon", timestep_spacing="linspace", steps_offset=0)
+
 
 class _OnSigmas(Scheduler):
     """Times are levels of noise, told to the network as fractional steps of training; x is not scaled."""
+
+    rounds: ClassVar[str | None] = None  # the curve whose times are whole
+    predicts: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction")
+
+    def check(self) -> None:
+        """Only predictions that the class knows."""
+        super().check()
+        if self.config.prediction_type not in self.predicts:
+            raise ValueError(f"{type(self).__name__} can't take prediction_type={self.config.prediction_type!r}.")
 
     def times(
         self,
@@ -27,34 +41,37 @@ class _OnSigmas(Scheduler):
         **extra: Any,
     ) -> Grid:
         """Evenly spaced, or along a curve, or own ones."""
-        product = grids.alphas_cumprod(self.config, floor=2**-24)
-        training = grids.ratio(product)
+        own = {name: self.config[name] for name in self.defaults}  # not what it keeps for other classes
+        training = grids.ratio(grids.alphas_cumprod(own, floor=2**-24))
         if sigmas is not None:
             levels = np.array(sigmas, dtype=np.float32)
             told = grids.to_timesteps(levels[:-1], training)
         else:
             told = np.array(timesteps, dtype=np.float32) if timesteps is not None else self._spaced(steps or 1)
             levels = np.interp(told, np.arange(len(training)), training)
-            if self.config.get("interpolation_type") == "log_linear":
+            if own.get("interpolation_type") == "log_linear":
                 levels = np.exp(np.linspace(np.log(training[-1]), np.log(training[0]), len(told) + 1))
-            name = grids.curve_of(self.config)
+            name = grids.curve_of(own)
             if name:
                 levels = grids.curve(name, self.config, levels[0], levels[-1], len(told))
                 told = grids.to_timesteps(levels, training)
-            last = training[0] if self.config.get("final_sigmas_type") == "sigma_min" else 0.0
+                told = told.round() if name == self.rounds else told
+            last = training[0] if own.get("final_sigmas_type") == "sigma_min" else 0.0
             levels = np.concatenate([levels, [last]])
+        levels, told = self._walked(levels.astype(np.float32), told, training, steps or len(told))
         return self._grid(torch.from_numpy(levels.astype(np.float32)), told, steps, device)
 
     def _spaced(self, steps: int) -> Array:
         return grids.spaced(self.config, steps).astype(np.float32)
 
-    def _grid(self, levels: torch.Tensor, told: Array, steps: int | None, device: Any) -> Grid:
+    def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
+        """Levels and times as they are walked, from the ends of the steps."""
+        return levels, told
+
+    def _grid(self, levels: Tensor, told: Array, steps: int | None, device: Any) -> Grid:
         most = float(levels.max())
         scaled = self.config.timestep_spacing in ("linspace", "trailing")
-        if self.config.get("timestep_type") == "continuous" and self.config.prediction_type == "v_prediction":
-            times = 0.25 * levels[:-1].log()
-        else:
-            times = torch.from_numpy(told.astype(np.float32))
+        times = torch.from_numpy(told.astype(np.float32))
         return Grid(
             timesteps=times.to(device),
             sigmas=levels,
@@ -82,6 +99,13 @@ class EulerDiscreteScheduler(_OnSigmas):
     )
     solver_class = exploding.Euler
     takes = ("timesteps", "sigmas")
+    predicts = ("epsilon", "sample", "original_sample", "v_prediction")
+
+    def _grid(self, levels: Tensor, told: Array, steps: int | None, device: Any) -> Grid:
+        made = super()._grid(levels, told, steps, device)
+        if self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction":
+            return replace(made, timesteps=(0.25 * levels[:-1].log()).to(device))
+        return made
 
     def _check_timesteps(self, own: list[float]) -> None:
         super()._check_timesteps(own)
@@ -98,12 +122,31 @@ class EulerAncestralDiscreteScheduler(_OnSigmas):
     solver_class = exploding.EulerAncestral
 
 
+def _twice(first: Array, second: Array) -> Array:
+    return np.stack([first, second], 1).reshape(-1)
+
+
+class _InTwoHalves(_OnSigmas):
+    """Two evaluations a step; x has the level of its end before the second look."""
+
+    order = 2
+
+    def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
+        here, there = torch.from_numpy(np.stack([levels[:-1], levels[1:]]))
+        second = grids.to_timesteps(self._looks(here, there).numpy(), training)
+        return _twice(levels[:-1], levels[1:]), _twice(told, second)[:-1]
+
+    def _looks(self, here: Tensor, there: Tensor) -> Tensor:
+        """Levels of the second looks."""
+        return exploding.middle(here, there)
+
+
 class HeunDiscreteScheduler(_OnSigmas):
     """Heun's method (Karras et al. 2022): two evaluations a step."""
 
-    defaults = (
-        BETAS
-        | dict(beta_start=0.00085, beta_end=0.012, prediction_type="epsilon")
+    defaults: ClassVar[Mapping[str, Any]] = (
+        _LATENT
+        | dict(prediction_type="epsilon")
         | CURVES
         | dict(clip_sample=False, clip_sample_range=1.0, timestep_spacing="linspace", steps_offset=0)
     )
@@ -111,6 +154,118 @@ class HeunDiscreteScheduler(_OnSigmas):
     order = 2
     takes = ("timesteps",)
 
-    def _grid(self, levels: torch.Tensor, told: Array, steps: int | None, device: Any) -> Grid:
-        twice = torch.cat([levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]])
-        return super()._grid(twice, np.concatenate([told[:1], told[1:].repeat(2)]), steps or len(told), device)
+    def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
+        return _twice(levels[:-1], levels[1:]), _twice(told, np.append(told[1:], 0))[:-1]
+
+
+class LMSDiscreteScheduler(_OnSigmas):
+    """Linear multistep (Adams-Bashforth on uneven levels; k-diffusion): slopes of up to four steps."""
+
+    defaults = BETAS | CURVES | _LATER
+    solver_class = exploding.LMS
+
+
+class KDPM2DiscreteScheduler(_InTwoHalves):
+    """DPM-Solver-2 (Lu et al. 2022a) in the formulation of Karras et al. 2022."""
+
+    defaults = _LATENT | CURVES | _LATER
+    solver_class = exploding.KDPM2
+    rounds = "karras"
+    predicts = ("epsilon", "v_prediction")
+
+
+class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
+    """DPM-Solver-2 with fresh noise in every step."""
+
+    solver_class = exploding.KDPM2Ancestral
+
+    def _looks(self, here: Tensor, there: Tensor) -> Tensor:
+        return exploding.middle(here, exploding.ancestral(here, there)[0])
+
+
+class DPMSolverSDEScheduler(_InTwoHalves):
+    """DPM-Solver++ as an SDE along a Brownian path (Lu et al. 2022b; k-diffusion); needs torchsde."""
+
+    defaults = (
+        _LATENT
+        | dict(prediction_type="epsilon")
+        | CURVES
+        | dict(noise_sampler_seed=None, timestep_spacing="linspace", steps_offset=0)
+    )
+    solver_class = exploding.DPMSolverSDE
+    predicts = ("epsilon", "v_prediction")
+
+    def _spaced(self, steps: int) -> Array:
+        return grids.spaced(self.config, steps)  # in double precision: other roundings meet another path
+
+
+class DPMPP2SAncestralScheduler(KDPM2AncestralDiscreteScheduler):
+    """DPM-Solver++(2S) (Lu et al. 2022b) with fresh noise in every step, as k-diffusion's sample_dpmpp_2s_ancestral."""
+
+    solver_class = exploding.DPMPP2SAncestral
+    rounds = None
+    predicts = _OnSigmas.predicts
+
+
+class DPMPP3MSDEScheduler(_OnSigmas):
+    """DPM-Solver++ as an SDE that remembers three steps, as k-diffusion's sample_dpmpp_3m_sde, with plain noise."""
+
+    defaults = _LATENT | CURVES | _LATER
+    solver_class = exploding.DPMPP3MSDE
+
+
+class RestartScheduler(HeunDiscreteScheduler):
+    """Restart sampling (Xu et al. 2023): Heun's method, which goes back up to more noise and down again.
+
+    `restarts` are the paper's [steps, times, sigma_min, sigma_max], one for each interval; their steps count among
+    num_inference_steps. Without them, there is one interval from 0.1 to 2: a quarter of the steps twice from 36 steps
+    on, nine once from 20 on, and none below.
+    """
+
+    defaults: ClassVar[Mapping[str, Any]] = {**HeunDiscreteScheduler.defaults, "restarts": None}
+    solver_class = exploding.Restart
+    takes = ()
+
+    def check(self) -> None:
+        """Intervals that make sense."""
+        super().check()
+        restarts = self.config.restarts
+        if restarts is not None and not (isinstance(restarts, list | tuple) and all(map(_is_restart, restarts))):
+            raise ValueError(
+                f"restarts={restarts} has to hold [steps, times, sigma_min, sigma_max], with whole numbers from 1 on "
+                "and 0 < sigma_min < sigma_max."
+            )
+
+    def restarts(self, steps: int) -> Sequence[Sequence[Any]]:
+        """The intervals for a number of steps."""
+        if self.config.restarts is not None:
+            return self.config.restarts
+        count, times = (steps // 4, 2) if steps >= 36 else (9, 1)
+        return [[count, times, 0.1, 2.0]] if steps >= 20 else []
+
+    def _spaced(self, steps: int) -> Array:
+        again = sum(count * times for count, times, *_ in self.restarts(steps))
+        if steps - again < 2:
+            raise ValueError(f"num_inference_steps={steps} leaves fewer than 2 steps beside the {again} of restarts.")
+        return super()._spaced(steps - again)
+
+    def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
+        parts: list[tuple[Array, Array]] = []
+        told, begun = np.append(told, 0), 0
+        for count, times, low, high in sorted(self.restarts(steps), key=lambda restart: -restart[2]):
+            at = int(np.abs(levels[:-1] - low).argmin())
+            if not levels[at] < high <= levels[0]:
+                raise ValueError(f"A restart from {low} to {high} does not lie within the levels of {steps} steps.")
+            ladder = grids.curve("karras", {}, high, levels[at], count + 1)
+            ladder[-1] = levels[at]  # to the last digit: the solver takes any rise for a restart
+            parts.append((levels[begun : at + 1], told[begun : at + 1]))
+            parts += [(ladder, grids.to_timesteps(ladder, training))] * times
+            begun = at
+        parts.append((levels[begun:], told[begun:]))
+        twice, times = (np.concatenate([_twice(p[:-1], p[1:]) for p in kind]) for kind in zip(*parts, strict=True))
+        return twice, times[:-1]
+
+
+def _is_restart(four: Any) -> bool:
+    numbers = isinstance(four, list | tuple) and len(four) == 4 and all(isinstance(v, int | float) for v in four)
+    return numbers and all(isinstance(v, int) and v > 0 for v in four[:2]) and 0 < four[2] < four[3]
