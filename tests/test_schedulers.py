@@ -26,6 +26,7 @@ SPACINGS = ["leading", "linspace", "trailing"]
 LACKS = {  # prediction types that neither library's scheduler has
     "PNDMScheduler": ["sample"],
     "EDMDPMSolverMultistepScheduler": ["sample"],
+    "CosineDPMSolverMultistepScheduler": ["sample"],
 }
 CURVES = {"karras": dict(use_karras_sigmas=True), "exponential": dict(use_exponential_sigmas=True)} | {
     "beta": dict(use_beta_sigmas=True)
@@ -36,6 +37,10 @@ ZERO_SNR = dict(rescale_betas_zero_snr=True, timestep_spacing="trailing", predic
 PLAIN = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, skip_prk_steps=True)
 MIN = dict(final_sigmas_type="sigma_min")
 DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+SINGLE, INVERSE = "DPMSolverSinglestepScheduler", "DPMSolverMultistepInverseScheduler"
+DEIS, SA, COSINE = "DEISMultistepScheduler", "SASolverScheduler", "CosineDPMSolverMultistepScheduler"
+FLOW = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
+ALONG = dict(mu=0.7, num_inference_steps=STEPS)  # with a shift from the size of the picture
 EDM, EULER = "EDMDPMSolverMultistepScheduler", "EulerDiscreteScheduler"
 
 EXTRAS: list[tuple[str, dict[str, Any]]] = [
@@ -83,6 +88,51 @@ EXTRAS: list[tuple[str, dict[str, Any]]] = [
     (UNIPC, dict(lower_order_final=False, solver_order=3) | MIN),
     (UNIPC, dict(thresholding=True)),
     (UNIPC, dict(use_karras_sigmas=True, sigma_min=0.05, sigma_max=11.0)),
+    (UNIPC, FLOW | dict(shift_terminal=0.1)),
+    (UNIPC, FLOW | dict(use_karras_sigmas=True)),
+    *[(name, FLOW | dict(flow_shift=shift)) for name in (DPM, SINGLE, DEIS, SA, UNIPC) for shift in (1.0, 3.0)],
+    *[(name, dict(use_flow_sigmas=True, prediction_type="sample")) for name in (DPM, SINGLE, DEIS, SA, UNIPC)],
+    *[(name, FLOW | MIN) for name in (DPM, SINGLE, UNIPC)],
+    (DPM, dict(use_lu_lambdas=True, use_exponential_sigmas=True)),
+    *[(SINGLE, dict(solver_order=order, solver_type=kind)) for order in (1, 2, 3) for kind in ("midpoint", "heun")],
+    *[
+        (SINGLE, dict(solver_order=order, solver_type=kind, algorithm_type=algorithm, lower_order_final=low) | MIN)
+        for order in (1, 2, 3)
+        for kind in ("midpoint", "heun")
+        for algorithm in ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")
+        for low in (False, True)
+    ],
+    (SINGLE, dict(algorithm_type="dpmsolver", prediction_type="v_prediction") | MIN),
+    (SINGLE, dict(lambda_min_clipped=-5.1)),
+    (SINGLE, dict(thresholding=True, sample_max_value=1.5)),
+    (SINGLE, dict(use_karras_sigmas=True) | MIN),
+    *[
+        (INVERSE, dict(solver_order=order, solver_type=kind, algorithm_type=algorithm))
+        for order in (1, 2, 3)
+        for kind in ("midpoint", "heun")
+        for algorithm in ("dpmsolver", "dpmsolver++")
+    ],
+    (INVERSE, dict(lower_order_final=False, solver_order=3)),
+    (INVERSE, dict(euler_at_final=True)),
+    (INVERSE, dict(lambda_min_clipped=-5.1)),
+    (INVERSE, dict(thresholding=True)),
+    *[(DEIS, dict(solver_order=order, lower_order_final=low)) for order in (1, 2, 3) for low in (False, True)],
+    *[(DEIS, dict(solver_order=order, use_karras_sigmas=True)) for order in (1, 2, 3)],
+    (DEIS, dict(thresholding=True, sample_max_value=1.5)),
+    *[
+        (SA, dict(predictor_order=before, corrector_order=after, algorithm_type=algorithm))
+        for before in (1, 2, 3, 4)
+        for after in (1, 2, 3, 4)
+        for algorithm in ("data_prediction", "noise_prediction")
+    ],
+    (SA, dict(tau_func=lambda t: 0.3 + t / 1000)),
+    (SA, dict(tau_func=lambda t: 0, predictor_order=3, lower_order_final=False)),
+    (SA, dict(algorithm_type="noise_prediction", prediction_type="v_prediction")),
+    (SA, dict(lambda_min_clipped=-5.1)),
+    (SA, dict(thresholding=True)),
+    *[(COSINE, dict(solver_order=order, solver_type=kind)) for order in (1, 2) for kind in ("midpoint", "heun")],
+    (COSINE, dict(sigma_schedule="karras", euler_at_final=True, lower_order_final=False) | MIN),
+    (COSINE, dict(prediction_type="epsilon", sigma_max=80.0, sigma_data=0.5)),
 ]
 
 
@@ -133,7 +183,8 @@ def our_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **gr
     eta = grid.pop("eta", 0.0)
     steps = grid.pop("num_inference_steps", None if grid.keys() & {"timesteps", "sigmas"} else STEPS)
     walked = scheduler.grid(steps, **grid).window(begin)
-    solver, noise = scheduler.solver(walked, eta=eta), noise_of(torch.Generator().manual_seed(5))
+    seed = {"seed": 5} if "seed" in inspect.signature(scheduler.solver).parameters else {}
+    solver, noise = scheduler.solver(walked, eta=eta, **seed), noise_of(torch.Generator().manual_seed(5))
     x = start() * walked.init_noise_sigma if picture is None else solver.noised(picture, start(), begin)
     trail = [x]
     for i in walked.indices:
@@ -176,7 +227,8 @@ def test_predictions_and_spacings(name: str, kind: str) -> None:
 def test_curves_of_sigmas(name: str, curve: str) -> None:
     """Each curve with each spacing and prediction type."""
     for spacing, kind in itertools.product(SPACINGS, ("epsilon", "v_prediction")):
-        peer, ours = pair(name, timestep_spacing=spacing, prediction_type=kind, **CURVES[curve])
+        own = dict(timestep_spacing=spacing) if name in SPACED else {}
+        peer, ours = pair(name, prediction_type=kind, **own, **CURVES[curve])
         assert_same(peers_walk(peer), our_walk(ours))
 
 
@@ -273,6 +325,11 @@ OWN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (EULER, {}, dict(sigmas=[14.6, 6.0, 2.5, 0.7, 0.1, 0.0])),
     (EULER, dict(timestep_spacing="trailing"), dict(sigmas=[10.0, 1.0, 0.0])),
     (DPM, dict(solver_order=3), dict(timesteps=[900, 850, 340, 300, 100, 7])),
+    *[(SINGLE, dict(solver_order=order), dict(timesteps=[900, 850, 340, 300, 100, 7])) for order in (1, 2, 3)],
+    *[(name, FLOW | dict(use_dynamic_shifting=True), ALONG) for name in (DPM, SINGLE, DEIS, UNIPC)],
+    (UNIPC, FLOW | dict(use_dynamic_shifting=True, time_shift_type="linear"), ALONG),
+    (UNIPC, FLOW | dict(flow_shift=3.0), dict(sigmas=np.array([1.0, 0.8, 0.5, 0.3, 0.05]))),
+    (UNIPC, FLOW, dict(sigmas=np.array([0.7]))),
 ]
 
 
@@ -287,9 +344,9 @@ def test_own_times_are_taken_where_the_peer_takes_them(name: str) -> None:
     peer, ours = pair(name)
     able = set(inspect.signature(peer.set_timesteps).parameters) & {"timesteps", "sigmas"}
     if name == UNIPC:
-        able -= {"sigmas"}  # the peer's own are for flows alone
-        with pytest.raises(ValueError):
-            peer.set_timesteps(sigmas=[2.0, 0.0])
+        for refuses in (peer.set_timesteps, ours.grid):  # for flows alone
+            with pytest.raises(ValueError, match="use_flow_sigmas"):
+                refuses(sigmas=[2.0, 0.0])
     assert set(ours.takes) == able
     for what, values in dict(timesteps=[900, 400, 10], sigmas=[9.0, 2.0, 0.0]).items():
         if what not in able:
@@ -398,7 +455,7 @@ def test_signature_is_the_peers(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_saved_configurations_go_both_ways(name: str, tmp_path: Path) -> None:
-    changes = {} if name == EDM else dict(beta_end=0.013)
+    changes = dict(beta_end=0.013) if "beta_end" in getattr(schedulers, name).defaults else {}
     peer, ours = pair(name, **changes)
     peer.save_pretrained(tmp_path / "theirs")
     ours.save_pretrained(tmp_path / "ours")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.named.multistep import own_solver
@@ -38,7 +40,8 @@ class EDMDPMSolverMultistepScheduler(Scheduler):
     solver_class = edm.EDM
 
     def _configure(self, given: Any) -> None:
-        super()._configure(dict(given) | own_solver(given))
+        own = {key: value for key, value in own_solver(given).items() if key in self.defaults}
+        super()._configure(dict(given) | own)
 
     def check(self) -> None:
         """Known algorithms, curves and predictions."""
@@ -51,7 +54,7 @@ class EDMDPMSolverMultistepScheduler(Scheduler):
             "final_sigmas_type": ("zero", "sigma_min"),
         }
         for name, values in able.items():
-            if self.config[name] not in values:
+            if name in self.defaults and self.config[name] not in values:
                 raise ValueError(f"{name}={self.config[name]!r} has to be {' or '.join(map(repr, values))}.")
 
     def times(
@@ -62,14 +65,52 @@ class EDMDPMSolverMultistepScheduler(Scheduler):
         device: Any,
         **extra: Any,
     ) -> Grid:
-        """Sigmas along the curve; the network is told a quarter of their logarithm."""
+        """Sigmas along the curve."""
         config, count = self.config, steps or 1
         levels = grids.curve(config.sigma_schedule, config, config.sigma_max, config.sigma_min, count, config.rho)
         sigma = torch.from_numpy(levels.astype(np.float32))
         last = config.sigma_min if config.final_sigmas_type == "sigma_min" else 0.0
         return Grid(
-            timesteps=(0.25 * sigma.log()).to(device),
+            timesteps=self._told(sigma).to(device),
             sigmas=torch.cat([sigma, torch.tensor([last])]),
             steps=count,
             init_noise_sigma=(config.sigma_max**2 + 1) ** 0.5,
         )
+
+    def _told(self, sigma: Tensor) -> Tensor:
+        """What the network is told: a quarter of the logarithm."""
+        return 0.25 * sigma.log()
+
+
+class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
+    """SDE-DPM-Solver++ for Stable Audio, whose network is told the angle of noise and signal."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(
+        sigma_min=0.3,
+        sigma_max=500,
+        sigma_data=1.0,
+        sigma_schedule="exponential",
+        num_train_timesteps=1000,
+        solver_order=2,
+        prediction_type="v_prediction",
+        rho=7.0,
+        solver_type="midpoint",
+        lower_order_final=True,
+        euler_at_final=False,
+        final_sigmas_type="zero",
+    )
+    solver_class = edm.Cosine
+
+    def check(self) -> None:
+        """Orders 1 and 2."""
+        super().check()
+        if self.config.solver_order not in (1, 2):
+            raise ValueError(f"solver_order={self.config.solver_order} has to be 1 or 2.")
+
+    def _told(self, sigma: Tensor) -> Tensor:
+        return sigma.atan() / math.pi * 2
+
+    def solver(self, grid: Grid, *, eta: float = 0.0, seed: int | Sequence[int] | None = None) -> edm.Cosine:
+        """A solver for one run; see `edm.Cosine` for the seed."""
+        super().solver(grid, eta=eta)
+        return edm.Cosine(self, grid, seed)

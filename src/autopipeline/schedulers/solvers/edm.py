@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from autopipeline.schedulers.parameterisation import limited
+from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler
 from autopipeline.schedulers.solvers import multistep
+from autopipeline.schedulers.solvers.brownian import BrownianNoise
 
 
 class EDM(multistep.DPMSolver):
@@ -28,3 +32,28 @@ class EDM(multistep.DPMSolver):
         x0 = (data / size).to(x) ** 2 * x + (sign * sigma * data / size).to(x) * pred
         x0 = limited(self.config, x0)
         return x0, x0
+
+
+class Cosine(EDM):
+    """SDE-DPM-Solver++ with noise along a Brownian path.
+
+    `seed` is that of the path, or a list with one for each sample: `generator.initial_seed()` gives the peer's path.
+    Without it, the first draw of the run's noise decides, so that the same generator gives the same picture.
+    """
+
+    def __init__(self, scheduler: Scheduler, grid: Grid, seed: int | Sequence[int] | None = None) -> None:
+        super().__init__(scheduler, grid)
+        self.seed, self.path = seed, None
+
+    @property
+    def kind(self) -> str:
+        """The one algorithm."""
+        return "sde-dpmsolver++"
+
+    def drawn(self, i: int, noise: Noise) -> Tensor:
+        """The path's increment from grid index i to the next."""
+        if self.path is None:
+            x, config = noise(), self.config
+            seed = int(x.flatten()[0].double().view(torch.int64)) & (2**63 - 1) if self.seed is None else self.seed
+            self.path: BrownianNoise | None = BrownianNoise(x, config.sigma_min, config.sigma_max, seed)
+        return self.path(self.level(i)[1], self.level(i + 1)[1])
