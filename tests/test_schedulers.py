@@ -131,7 +131,7 @@ EXTRAS: list[tuple[str, dict[str, Any]]] = [
     (SA, dict(lambda_min_clipped=-5.1)),
     (SA, dict(thresholding=True)),
     *[(COSINE, dict(solver_order=order, solver_type=kind)) for order in (1, 2) for kind in ("midpoint", "heun")],
-    (COSINE, dict(sigma_schedule="karras", euler_at_final=True, lower_order_final=False) | MIN),
+    (COSINE, dict(sigma_schedule="karras", euler_at_final=True, lower_order_final=False)),
     (COSINE, dict(prediction_type="epsilon", sigma_max=80.0, sigma_data=0.5)),
 ]
 

@@ -67,8 +67,7 @@ class EDMDPMSolverMultistepScheduler(Scheduler):
     ) -> Grid:
         """Sigmas along the curve."""
         config, count = self.config, steps or 1
-        levels = grids.curve(config.sigma_schedule, config, config.sigma_max, config.sigma_min, count, config.rho)
-        sigma = torch.from_numpy(levels.astype(np.float32))
+        sigma = self._levels(count)
         last = config.sigma_min if config.final_sigmas_type == "sigma_min" else 0.0
         return Grid(
             timesteps=self._told(sigma).to(device),
@@ -76,6 +75,11 @@ class EDMDPMSolverMultistepScheduler(Scheduler):
             steps=count,
             init_noise_sigma=(config.sigma_max**2 + 1) ** 0.5,
         )
+
+    def _levels(self, count: int) -> Tensor:
+        config = self.config
+        levels = grids.curve(config.sigma_schedule, config, config.sigma_max, config.sigma_min, count, config.rho)
+        return torch.from_numpy(levels.astype(np.float32))
 
     def _told(self, sigma: Tensor) -> Tensor:
         """What the network is told: a quarter of the logarithm."""
@@ -106,6 +110,14 @@ class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
         super().check()
         if self.config.solver_order not in (1, 2):
             raise ValueError(f"solver_order={self.config.solver_order} has to be 1 or 2.")
+
+    def _levels(self, count: int) -> Tensor:
+        """In float32 all the way: the noise of the path depends on every digit."""
+        low, high, rho = self.config.sigma_min, self.config.sigma_max, self.config.rho
+        if self.config.sigma_schedule == "exponential":
+            return torch.linspace(math.log(low), math.log(high), count).exp().flip(0)
+        ends = low ** (1 / rho), high ** (1 / rho)
+        return (ends[1] + torch.linspace(0, 1, count) * (ends[0] - ends[1])) ** rho
 
     def _told(self, sigma: Tensor) -> Tensor:
         return sigma.atan() / math.pi * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,8 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
     def _rounds(self, name: str) -> bool:
         return name == "karras"
 
-    def _flow_levels(self, *args: Any) -> Array:
-        return super()._flow_levels(*args)[::-1]
+    def _flow_levels(self, count: int, sigmas: Sequence[float] | None, shift: float, training: Array) -> Array:
+        return super()._flow_levels(count, sigmas, shift, training)[::-1]
 
     def _distinct(self, told: Array, levels: Array) -> tuple[Array, Array]:
         """Of levels that the network would be told by the same number, the first."""
