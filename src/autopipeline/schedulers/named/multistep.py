@@ -86,8 +86,8 @@ class OnLogRatios(Scheduler):
 
     def _flow_levels(self, count: int, sigmas: Sequence[float] | None, shift: float, training: Array) -> Array:
         """Evenly spaced from just below 1, then shifted (Esser et al. 2024, eq. 23)."""
-        even = np.linspace(1 - 1 / len(training), 0, count + 1)[:-1]
-        return shifted(even, shift)
+        even = 1 - np.linspace(1, 1 / len(training), count + 1)
+        return shifted(even[::-1], shift)[:-1]
 
     def _distinct(self, told: Array, levels: Array) -> tuple[Array, Array]:
         return told, levels
@@ -257,6 +257,8 @@ class UniPCMultistepScheduler(OnLogRatios):
         even = np.linspace(1, 1 / len(training), count + 1)[:-1] if sigmas is None else np.array(sigmas)
         levels = shifted(even, shift)
         if end := self.config.shift_terminal:
+            if levels[-1] == 1:
+                raise ValueError("shift_terminal needs two steps or more.")
             levels = 1 - (1 - levels) * (1 - end) / (1 - levels[-1])
         # without any signal there is no ratio of signal to noise
         return np.where(np.arange(count) > 0, levels, np.where(abs(levels - 1) < 1e-6, levels - 1e-6, levels))

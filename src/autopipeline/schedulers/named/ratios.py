@@ -39,7 +39,7 @@ class DPMSolverSinglestepScheduler(DPMSolverMultistepScheduler):
             raise ValueError(f"solver_order={self.config.solver_order} has to be 1, 2 or 3.")
 
     def _spaced(self, steps: int, last: int) -> Array:
-        return np.linspace(last - 1, 0, steps + 1)[:-1]
+        return np.linspace(0, last - 1, steps + 1)[:0:-1]
 
     def _rounds(self, name: str) -> bool:
         return name == "karras"
@@ -72,7 +72,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
 
     def _distinct(self, told: Array, levels: Array) -> tuple[Array, Array]:
         """Of levels that the network would be told by the same number, the first."""
-        first = np.unique(told, return_index=True)[1]
+        first = np.unique(told.astype(np.int64), return_index=True)[1]
         return told[first], levels[first]
 
     def _final(self, levels: Array, training: Array, plain: bool) -> float:
