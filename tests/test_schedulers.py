@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,12 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (EULER, {}, dict(timesteps=[900, 10], sigmas=[2.0, 0.0])),
     (EULER, {}, dict(steps=5, sigmas=[2.0, 0.0])),
     (EULER, {}, {}),
+    *[(name, FLOW, dict(timesteps=[900, 10])) for name in (DPM, SINGLE)],
+    *[(UNIPC, FLOW, dict(sigmas=sigmas)) for sigmas in ([0.5, 0.8], [1.2, 0.5], [0.5, 0.0], [])],
+    (UNIPC, FLOW | dict(use_karras_sigmas=True), dict(sigmas=[0.8, 0.5])),
+    (UNIPC, FLOW | dict(use_dynamic_shifting=True), dict(steps=5)),
+    (UNIPC, FLOW | dict(shift_terminal=0.1), dict(steps=1)),
+    *[(name, FLOW, dict(steps=5, mu=0.5)) for name in (DPM, SA, UNIPC)],
     ("LCMScheduler", {}, dict(steps=51)),
     ("LCMScheduler", {}, dict(steps=4, original_inference_steps=1001)),
     ("PNDMScheduler", dict(skip_prk_steps=False), dict(steps=3)),
@@ -405,6 +412,28 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     (EULER, dict(final_sigmas_type="other")),
     (UNIPC, dict(final_sigmas_type="other")),
     (UNIPC, dict(lower_order_final=False, solver_order=3)),
+    (UNIPC, dict(shift_terminal=0.1)),
+    (UNIPC, dict(solver_p="other")),
+    (UNIPC, FLOW | dict(predict_x0=False) | MIN),
+    *[(SINGLE, dict(algorithm_type=kind)) for kind in ("dpmsolver", "sde-dpmsolver", "other")],
+    *[(name, FLOW | dict(algorithm_type="dpmsolver") | MIN) for name in (DPM, SINGLE)],
+    (SINGLE, dict(solver_type="other")),
+    (SINGLE, dict(solver_order=4)),
+    *[(DEIS, dict(algorithm_type=kind)) for kind in ("sde-dpmsolver++", "other")],
+    (DEIS, dict(solver_type="other")),
+    (SA, dict(algorithm_type="other")),
+    (SA, FLOW | dict(algorithm_type="noise_prediction")),
+    (SA, dict(tau_func=0.5)),
+    *[(SA, {key: 0}) for key in ("predictor_order", "corrector_order")],
+    *[(SA, {key: 5, "lower_order_final": False}) for key in ("predictor_order", "corrector_order")],
+    (COSINE, dict(solver_order=3)),
+    (COSINE, dict(solver_type="other")),
+    (COSINE, dict(sigma_schedule="other")),
+]
+NO_NUMBERS: list[tuple[str, dict[str, Any]]] = [
+    *[(INVERSE, dict(algorithm_type=kind)) for kind in ("sde-dpmsolver", "sde-dpmsolver++")],
+    *[(name, FLOW | CURVES["karras"]) for name in (DPM, SINGLE, DEIS, SA)],
+    *[(UNIPC, FLOW | CURVES[curve]) for curve in ("exponential", "beta")],
 ]
 
 
@@ -412,8 +441,95 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
 def test_impossible_configurations(name: str, changes: dict[str, Any]) -> None:
     """What the peer refuses, sooner or later, is refused here too."""
     for walk, library in ((peers_walk, diffusers), (our_walk, schedulers)):
-        with pytest.raises((ValueError, NotImplementedError, torch.linalg.LinAlgError)):
+        errors: tuple[type[Exception], ...] = (ValueError,)
+        if library is diffusers:
+            errors += (NotImplementedError, torch.linalg.LinAlgError, AssertionError, TypeError, NameError)
+            errors += (AttributeError, IndexError)
+        with pytest.raises(errors):
             walk(getattr(library, name)(**config_of(name, **changes)))
+
+
+@pytest.mark.parametrize(("name", "changes"), NO_NUMBERS, ids=str)
+def test_configurations_that_give_no_numbers(name: str, changes: dict[str, Any]) -> None:
+    """What the peer makes NaN of is refused here."""
+    peer = getattr(diffusers, name)(**config_of(name, **changes))
+    assert not torch.isfinite(peers_walk(peer)[-1]).all()
+    with pytest.raises(ValueError, match="can't"):
+        getattr(schedulers, name)(**config_of(name, **changes))
+
+
+@pytest.mark.parametrize("name", [DPM, SINGLE, DEIS, SA])
+def test_flows_and_velocities_go_together(name: str) -> None:
+    for changes in (
+        dict(prediction_type="flow_prediction"),
+        dict(use_flow_sigmas=True, prediction_type="v_prediction"),
+    ):
+        with pytest.raises(ValueError, match="contradicts use_flow_sigmas"):
+            getattr(schedulers, name)(**changes)
+
+
+@pytest.mark.parametrize("other", [DPM, SINGLE, DEIS])
+@pytest.mark.parametrize("begin", [0, 2])
+def test_unipc_with_another_predictor(other: str, begin: int) -> None:
+    betas, spacing = dict(tiny.BETAS), dict(timestep_spacing="trailing") if other in SPACED else {}
+    pairs = [
+        getattr(lib, UNIPC)(**betas, **spacing, solver_p=getattr(lib, other)(**betas, **spacing))
+        for lib in (diffusers, schedulers)
+    ]
+    assert_same(peers_walk(pairs[0], begin, start(9)), our_walk(pairs[1], begin, start(9)))
+
+
+def test_a_predictor_with_other_times_is_refused(tmp_path: Path) -> None:
+    scheduler = schedulers.UniPCMultistepScheduler(solver_p=schedulers.DEISMultistepScheduler(num_train_timesteps=500))
+    with pytest.raises(ValueError, match="other timesteps"):
+        scheduler.solver(scheduler.grid(STEPS))
+    for unwritten in (scheduler, schedulers.SASolverScheduler(tau_func=lambda t: 0.5)):
+        assert unwritten.__class__.__name__ in repr(unwritten)
+        with pytest.raises(TypeError, match=r"can't be written to scheduler_config\.json"):
+            unwritten.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", [DPM, SINGLE, INVERSE, SA])
+@pytest.mark.parametrize("kind", ["learned", "learned_range"])
+def test_a_learned_variance_is_left_out(name: str, kind: str) -> None:
+    """The network gives twice the channels."""
+    peer, ours = pair(name, variance_type=kind)
+    peer.set_timesteps(STEPS)
+    grid, x = ours.grid(STEPS), start()
+    solver, noise = ours.solver(grid), noise_of(torch.Generator().manual_seed(5))
+    said = network(x, 500)
+    new = solver.step(x, torch.cat([said, start(3)], 1), 0, noise).x
+    whole = said if name == SA else torch.cat([said, start(3)], 1)  # the peer's SA-Solver draws noise for all channels
+    options = dict(generator=torch.Generator().manual_seed(5))
+    theirs = peer.step(whole, peer.timesteps[0], x, **options, return_dict=False)[0]
+    assert torch.allclose(new, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_brownian_noise_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchsde", None)
+    with pytest.raises(ImportError, match="pip install torchsde"):
+        our_walk(schedulers.CosineDPMSolverMultistepScheduler())
+
+
+def test_seeds_of_brownian_noise() -> None:
+    """One path for each sample, and the same one for the same generator."""
+    scheduler = schedulers.CosineDPMSolverMultistepScheduler()
+    grid, x = scheduler.grid(STEPS), start() * 500
+
+    def last(seed: Any, rows: slice, generator: int = 1) -> Tensor:
+        solver, y = scheduler.solver(grid, seed=seed), x[rows]
+        draw = partial(torch.randn, y.shape, generator=torch.Generator().manual_seed(generator))
+        for i in grid.indices:
+            y = solver.step(y, network(solver.scale(y, i), 0.5), i, draw).x
+        return y
+
+    both = last([3, 4], slice(2))
+    for k, seed in enumerate((3, 4)):
+        assert torch.allclose(last([seed], slice(k, k + 1)), both[k : k + 1], atol=1e-6)
+    assert torch.equal(last(None, slice(2)), last(None, slice(2)))
+    assert not torch.allclose(last(None, slice(2)), last(None, slice(2), 2), atol=1e-2)
+    with pytest.raises(ValueError, match="3 seeds"):
+        last([1, 2, 3], slice(2))
 
 
 @pytest.mark.parametrize("name", NAMES)

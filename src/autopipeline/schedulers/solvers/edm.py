@@ -37,8 +37,8 @@ class EDM(multistep.DPMSolver):
 class Cosine(EDM):
     """SDE-DPM-Solver++ with noise along a Brownian path.
 
-    `seed` is that of the path, or a list with one for each sample: `generator.initial_seed()` gives the peer's path.
-    Without it, the first draw of the run's noise decides, so that the same generator gives the same picture.
+    `seed` is that of the path, or a list with one for each sample; the reference implementation takes the generator's
+    `initial_seed()`. Without it, the first draw of the run's noise decides: the same generator gives the same sample.
     """
 
     def __init__(self, scheduler: Scheduler, grid: Grid, seed: int | Sequence[int] | None = None) -> None:
