@@ -27,7 +27,7 @@ def integrals(nodes: Sequence[float], start: float, end: float, rate: float) -> 
 
 
 class DEIS(DPMSolver):
-    """Zhang & Chen 2023, eq. 15, with the polynomial in the logarithm of sigma / alpha."""
+    """Zhang & Chen 2023, the Adams-Bashforth kind, with the polynomial in the logarithm of sigma / alpha."""
 
     def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
         (alpha_s, _), (alpha, sigma) = self.level(i), self.level(i + 1)
@@ -39,7 +39,7 @@ class DEIS(DPMSolver):
 
 
 class SASolver(Multistep):
-    """Xue et al. 2023, algorithm 1: predictor (eq. 14) and corrector (eq. 17), both with the same noise."""
+    """Xue et al. 2023, algorithm 1: a predictor and a corrector that reuses the next evaluation, with the same noise."""
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
@@ -63,18 +63,15 @@ class SASolver(Multistep):
         """Correct the last step with what the network says now, then predict the next."""
         config = self.config
         said, x0 = self.converted(x, pred, i, config.algorithm_type == "data_prediction")
-        said_before, self.seen = (
-            self.seen,
-            [said, *self.seen][: max(config.predictor_order, config.corrector_order - 1)],
-        )
+        seen = [said, *self.seen]
         if self.before is not None:
-            x = self._update(*self.before, i - 1, i, self.order, [said, *said_before])
-        left = len(self.grid.timesteps) - i if config.lower_order_final else config.predictor_order
-        self.before = x, noise()
-        order = min(config.predictor_order, left, len(self.seen))
-        left = left if config.lower_order_final else config.corrector_order
-        self.order = min(config.corrector_order, left + 1, len(self.seen) + 1)
-        return self._update(*self.before, i, i, order, self.seen), x0
+            x = self._update(*self.before, i - 1, i, self.order, seen)
+        self.before, self.seen = (x, noise()), seen[: max(config.predictor_order, config.corrector_order - 1)]
+        known = len(self.seen)
+        if config.lower_order_final:
+            known = min(known, len(self.grid.timesteps) - i)
+        self.order = min(config.corrector_order, known + 1)
+        return self._update(*self.before, i, i, min(config.predictor_order, known), self.seen), x0
 
     def _update(self, x: Tensor, noise: Tensor, i: int, newest: int, order: int, seen: list[Tensor]) -> Tensor:
         """From index i to i + 1, with what was said at `newest` and before."""
@@ -97,7 +94,7 @@ class SASolver(Multistep):
 
     @staticmethod
     def _second(weights: list[float], nodes: list[float], start: float, end: float, rate: float) -> list[float]:
-        """The second order takes h**2 / 2 for the integral over the slope (section C of the paper's appendix)."""
+        """In the second order, the authors' implementation takes h**2 / 2 for the integral over the slope."""
         if len(nodes) != 2:
             return weights
         slope = integrals([start + 1, start], start, end, rate)[0]
