@@ -39,7 +39,7 @@ class DEIS(DPMSolver):
 
 
 class SASolver(Multistep):
-    """Xue et al. 2023, algorithm 1: a predictor and a corrector that reuses the next evaluation, with the same noise."""
+    """Xue et al. 2023, algorithm 1: a predictor, and a corrector that reuses the next evaluation and the noise."""
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
