@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import log, prod
 
 import numpy as np
 import torch
@@ -26,14 +26,22 @@ def integrals(nodes: Sequence[float], start: float, end: float, rate: float) -> 
     return found
 
 
+def log_ratios(solver: Multistep, newest: int, count: int) -> list[float]:
+    """Lambda of a grid index and of those before it, in double precision: weights are differences of large numbers."""
+    sigmas = [float(solver.grid.sigmas[newest - k]) for k in range(count)]  # type: ignore[index]
+    return [log((1 - sigma if solver.config.use_flow_sigmas else 1) / sigma) for sigma in sigmas]
+
+
 class DEIS(DPMSolver):
     """Zhang & Chen 2023, the Adams-Bashforth kind, with the polynomial in the logarithm of sigma / alpha."""
 
     def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
+        if order == 1:
+            return super()._update(x, i, order, noise)
         (alpha_s, _), (alpha, sigma) = self.level(i), self.level(i + 1)
-        nodes = [float(self.log_ratio(i - k)) for k in range(order)]
+        end, *nodes = log_ratios(self, i + 1, order + 1)
         new = (alpha / alpha_s).to(x) * x
-        for k, weight in enumerate(integrals(nodes, nodes[0], float(self.log_ratio(i + 1)), -1.0)):
+        for k, weight in enumerate(integrals(nodes, nodes[0], end, -1.0)):
             new = new - (sigma * weight).to(x) * self.seen[-1 - k]
         return new
 
@@ -75,10 +83,10 @@ class SASolver(Multistep):
 
     def _update(self, x: Tensor, noise: Tensor, i: int, newest: int, order: int, seen: list[Tensor]) -> Tensor:
         """From index i to i + 1, with what was said at `newest` and before."""
-        start, end = float(self.log_ratio(i)), float(self.log_ratio(i + 1))
+        end, start = log_ratios(self, i + 1, 2)
         (alpha_s, sigma_s), (alpha, sigma) = self.level(i), self.level(i + 1)
-        tau, h = self.tau(i), self.log_ratio(i + 1) - self.log_ratio(i)
-        nodes, rate = [float(self.log_ratio(newest - k)) for k in range(order)], 1 + tau**2
+        tau, h = self.tau(i), torch.tensor(end - start)
+        nodes, rate = log_ratios(self, newest, order), 1 + tau**2
         if self.config.algorithm_type == "data_prediction":
             weights = self._second(integrals(nodes, start, end, rate), nodes, start, end, rate)
             carry, size = torch.exp(-(tau**2) * h) * sigma / sigma_s, rate * alpha
