@@ -38,6 +38,7 @@ LACKS = {  # prediction types that neither library's scheduler has
     "KDPM2DiscreteScheduler": ["sample"],
     "KDPM2AncestralDiscreteScheduler": ["sample"],
     "DPMSolverSDEScheduler": ["sample"],
+    "CosineDPMSolverMultistepScheduler": ["sample"],
 }
 CURVES = {"karras": dict(use_karras_sigmas=True), "exponential": dict(use_exponential_sigmas=True)} | {
     "beta": dict(use_beta_sigmas=True)
@@ -50,6 +51,10 @@ PLAIN = dict(clip_sample=False, set_alpha_to_one=False, steps_offset=1, skip_prk
 MIN = dict(final_sigmas_type="sigma_min")
 DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
 FLOWS = ["FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"]
+SINGLE, INVERSE = "DPMSolverSinglestepScheduler", "DPMSolverMultistepInverseScheduler"
+DEIS, SA, COSINE = "DEISMultistepScheduler", "SASolverScheduler", "CosineDPMSolverMultistepScheduler"
+FLOW = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
+ALONG = dict(mu=0.7, num_inference_steps=STEPS)  # with a shift from the size of the picture
 EDM, EULER = "EDMDPMSolverMultistepScheduler", "EulerDiscreteScheduler"
 EDM_EULER, LMS, SDE = "EDMEulerScheduler", "LMSDiscreteScheduler", "DPMSolverSDEScheduler"
 HALVES = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", SDE)
@@ -146,6 +151,51 @@ EXTRAS: list[tuple[str, dict[str, Any]]] = [
     (UNIPC, dict(lower_order_final=False, solver_order=3) | MIN),
     (UNIPC, dict(thresholding=True)),
     (UNIPC, dict(use_karras_sigmas=True, sigma_min=0.05, sigma_max=11.0)),
+    (UNIPC, FLOW | dict(shift_terminal=0.1)),
+    (UNIPC, FLOW | dict(use_karras_sigmas=True)),
+    *[(name, FLOW | dict(flow_shift=shift)) for name in (DPM, SINGLE, DEIS, SA, UNIPC) for shift in (1.0, 3.0)],
+    *[(name, dict(use_flow_sigmas=True, prediction_type="sample")) for name in (DPM, SINGLE, DEIS, SA, UNIPC)],
+    *[(name, FLOW | MIN) for name in (DPM, SINGLE, UNIPC)],
+    (DPM, dict(use_lu_lambdas=True, use_exponential_sigmas=True)),
+    *[(SINGLE, dict(solver_order=order, solver_type=kind)) for order in (1, 2, 3) for kind in ("midpoint", "heun")],
+    *[
+        (SINGLE, dict(solver_order=order, solver_type=kind, algorithm_type=algorithm, lower_order_final=low) | MIN)
+        for order in (1, 2, 3)
+        for kind in ("midpoint", "heun")
+        for algorithm in ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")
+        for low in (False, True)
+    ],
+    (SINGLE, dict(algorithm_type="dpmsolver", prediction_type="v_prediction") | MIN),
+    (SINGLE, dict(lambda_min_clipped=-5.1)),
+    (SINGLE, dict(thresholding=True, sample_max_value=1.5)),
+    (SINGLE, dict(use_karras_sigmas=True) | MIN),
+    *[
+        (INVERSE, dict(solver_order=order, solver_type=kind, algorithm_type=algorithm))
+        for order in (1, 2, 3)
+        for kind in ("midpoint", "heun")
+        for algorithm in ("dpmsolver", "dpmsolver++")
+    ],
+    (INVERSE, dict(lower_order_final=False, solver_order=3)),
+    (INVERSE, dict(euler_at_final=True)),
+    (INVERSE, dict(lambda_min_clipped=-5.1)),
+    (INVERSE, dict(thresholding=True)),
+    *[(DEIS, dict(solver_order=order, lower_order_final=low)) for order in (1, 2, 3) for low in (False, True)],
+    *[(DEIS, dict(solver_order=order, use_karras_sigmas=True)) for order in (1, 2, 3)],
+    (DEIS, dict(thresholding=True, sample_max_value=1.5)),
+    *[
+        (SA, dict(predictor_order=before, corrector_order=after, algorithm_type=algorithm))
+        for before in (1, 2, 3, 4)
+        for after in (1, 2, 3, 4)
+        for algorithm in ("data_prediction", "noise_prediction")
+    ],
+    (SA, dict(tau_func=lambda t: 0.3 + t / 1000)),
+    (SA, dict(tau_func=lambda t: 0, predictor_order=3, lower_order_final=False)),
+    (SA, dict(algorithm_type="noise_prediction", prediction_type="v_prediction")),
+    (SA, dict(lambda_min_clipped=-5.1)),
+    (SA, dict(thresholding=True)),
+    *[(COSINE, dict(solver_order=order, solver_type=kind)) for order in (1, 2) for kind in ("midpoint", "heun")],
+    (COSINE, dict(sigma_schedule="karras", euler_at_final=True, lower_order_final=False)),
+    (COSINE, dict(prediction_type="epsilon", sigma_max=80.0, sigma_data=0.5)),
 ]
 
 
@@ -205,6 +255,7 @@ def our_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **gr
     eta, of_steps = grid.pop("eta", 0.0), grid.pop("options", {})
     steps = grid.pop("num_inference_steps", None if grid.keys() & {"timesteps", "sigmas"} else STEPS)
     walked = scheduler.grid(steps, **grid).window(begin)
+    of_steps |= {"seed": 5} if "seed" in scheduler.solver_class.options else {}
     solver, noise = scheduler.solver(walked, eta=eta, **of_steps), noise_of(torch.Generator().manual_seed(5))
     x = start() * walked.init_noise_sigma if picture is None else solver.noised(picture, start(), begin)
     trail = [x]
@@ -343,10 +394,11 @@ def test_seeds_for_each_picture() -> None:
         schedulers.DPMSolverSDEScheduler(**config_of(SDE, noise_sampler_seed=seeds)) for seeds in ([5, 6], [6])
     )
     grid = both.grid(STEPS)
-    x, noise = start() * grid.init_noise_sigma, noise_of(torch.Generator())
-    together = both.solver(grid).step(x, network(x, 5), 0, noise).x
+    x = start() * grid.init_noise_sigma
+    together = both.solver(grid).step(x, network(x, 5), 0, start).x
+    noise = lambda: start()[:1]  # noqa: E731
     assert torch.allclose(alone.solver(grid).step(x[1:], network(x[1:], 5), 0, noise).x, together[1:])
-    with pytest.raises(ValueError, match="2 seeds for 1 pictures"):
+    with pytest.raises(ValueError, match="2 seeds were given for 1 pictures"):
         both.solver(grid).step(x[:1], x[:1], 0, noise)
 
 
@@ -453,6 +505,11 @@ OWN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         for changes in ({}, dict(shift_terminal=0.1), dict(use_exponential_sigmas=True), dict(invert_sigmas=True))
         for own in (dict(num_inference_steps=5), dict(sigmas=[1.0, 0.8, 0.3]))
     ],
+    *[(SINGLE, dict(solver_order=order), dict(timesteps=[900, 850, 340, 300, 100, 7])) for order in (1, 2, 3)],
+    *[(name, FLOW | dict(use_dynamic_shifting=True), ALONG) for name in (DPM, SINGLE, DEIS, UNIPC)],
+    (UNIPC, FLOW | dict(use_dynamic_shifting=True, time_shift_type="linear"), ALONG),
+    (UNIPC, FLOW | dict(flow_shift=3.0), dict(sigmas=np.array([1.0, 0.8, 0.5, 0.3, 0.05]))),
+    (UNIPC, FLOW, dict(sigmas=np.array([0.7]))),
 ]
 
 
@@ -467,9 +524,9 @@ def test_own_times_are_taken_where_the_peer_takes_them(name: str) -> None:
     peer, ours = pair(name)
     able = set(inspect.signature(peer.set_timesteps).parameters) & {"timesteps", "sigmas"}
     if name == UNIPC:
-        able -= {"sigmas"}  # the peer's own are for flows alone
-        with pytest.raises(ValueError):
-            peer.set_timesteps(sigmas=[2.0, 0.0])
+        for refuses in (peer.set_timesteps, ours.grid):  # for flows alone
+            with pytest.raises(ValueError, match="use_flow_sigmas"):
+                refuses(sigmas=[2.0, 0.0])
     assert set(ours.takes) == able
     for what, values in dict(timesteps=[900, 400, 10], sigmas=[9.0, 2.0, 0.0]).items():
         if what not in able:
@@ -501,6 +558,12 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (EULER, {}, dict(steps=5, sigmas=[2.0, 0.0])),
     (EULER, {}, {}),
     (EDM_EULER, {}, dict(sigmas=[0.0, 0.5, 1.0])),
+    *[(name, FLOW, dict(timesteps=[900, 10])) for name in (DPM, SINGLE)],
+    *[(UNIPC, FLOW, dict(sigmas=sigmas)) for sigmas in ([0.5, 0.8], [1.2, 0.5], [0.5, 0.0], [])],
+    (UNIPC, FLOW | dict(use_karras_sigmas=True), dict(sigmas=[0.8, 0.5])),
+    (UNIPC, FLOW | dict(use_dynamic_shifting=True), dict(steps=5)),
+    (UNIPC, FLOW | dict(shift_terminal=0.1), dict(steps=1)),
+    *[(name, FLOW, dict(steps=5, mu=0.5)) for name in (DPM, SA, UNIPC)],
     ("LCMScheduler", {}, dict(steps=51)),
     ("LCMScheduler", {}, dict(steps=4, original_inference_steps=1001)),
     ("PNDMScheduler", dict(skip_prk_steps=False), dict(steps=3)),
@@ -556,6 +619,28 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
     *[(name, dict(timestep_spacing="other")) for name in (LMS, *HALVES)],
     (EDM_EULER, dict(sigma_schedule="other")),
     (EDM_EULER, dict(final_sigmas_type="other")),
+    (UNIPC, dict(shift_terminal=0.1)),
+    (UNIPC, dict(solver_p="other")),
+    (UNIPC, FLOW | dict(predict_x0=False) | MIN),
+    *[(SINGLE, dict(algorithm_type=kind)) for kind in ("dpmsolver", "sde-dpmsolver", "other")],
+    *[(name, FLOW | dict(algorithm_type="dpmsolver") | MIN) for name in (DPM, SINGLE)],
+    (SINGLE, dict(solver_type="other")),
+    (SINGLE, dict(solver_order=4)),
+    *[(DEIS, dict(algorithm_type=kind)) for kind in ("sde-dpmsolver++", "other")],
+    (DEIS, dict(solver_type="other")),
+    (SA, dict(algorithm_type="other")),
+    (SA, FLOW | dict(algorithm_type="noise_prediction")),
+    (SA, dict(tau_func=0.5)),
+    *[(SA, {key: 0}) for key in ("predictor_order", "corrector_order")],
+    *[(SA, {key: 5, "lower_order_final": False}) for key in ("predictor_order", "corrector_order")],
+    (COSINE, dict(solver_order=3)),
+    (COSINE, dict(solver_type="other")),
+    (COSINE, dict(sigma_schedule="other")),
+]
+NO_NUMBERS: list[tuple[str, dict[str, Any]]] = [
+    *[(INVERSE, dict(algorithm_type=kind)) for kind in ("sde-dpmsolver", "sde-dpmsolver++")],
+    *[(name, FLOW | CURVES["karras"]) for name in (DPM, SINGLE, DEIS, SA)],
+    *[(UNIPC, FLOW | CURVES[curve]) for curve in ("exponential", "beta")],
 ]
 
 
@@ -563,8 +648,95 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [
 def test_impossible_configurations(name: str, changes: dict[str, Any]) -> None:
     """What the peer refuses, sooner or later, is refused here too."""
     for walk, library in ((peers_walk, diffusers), (our_walk, schedulers)):
-        with pytest.raises((ValueError, NotImplementedError, torch.linalg.LinAlgError)):
+        errors: tuple[type[Exception], ...] = (ValueError,)
+        if library is diffusers:
+            errors += (NotImplementedError, torch.linalg.LinAlgError, AssertionError, TypeError, NameError)
+            errors += (AttributeError, IndexError)
+        with pytest.raises(errors):
             walk(getattr(library, name)(**config_of(name, **changes)))
+
+
+@pytest.mark.parametrize(("name", "changes"), NO_NUMBERS, ids=str)
+def test_configurations_that_give_no_numbers(name: str, changes: dict[str, Any]) -> None:
+    """What the peer makes NaN of is refused here."""
+    peer = getattr(diffusers, name)(**config_of(name, **changes))
+    assert not torch.isfinite(peers_walk(peer)[-1]).all()
+    with pytest.raises(ValueError, match="can't"):
+        getattr(schedulers, name)(**config_of(name, **changes))
+
+
+@pytest.mark.parametrize("name", [DPM, SINGLE, DEIS, SA])
+def test_flows_and_velocities_go_together(name: str) -> None:
+    for changes in (
+        dict(prediction_type="flow_prediction"),
+        dict(use_flow_sigmas=True, prediction_type="v_prediction"),
+    ):
+        with pytest.raises(ValueError, match="contradicts use_flow_sigmas"):
+            getattr(schedulers, name)(**changes)
+
+
+@pytest.mark.parametrize("other", [DPM, SINGLE, DEIS])
+@pytest.mark.parametrize("begin", [0, 2])
+def test_unipc_with_another_predictor(other: str, begin: int) -> None:
+    betas, spacing = dict(tiny.BETAS), dict(timestep_spacing="trailing") if other in SPACED else {}
+    pairs = [
+        getattr(lib, UNIPC)(**betas, **spacing, solver_p=getattr(lib, other)(**betas, **spacing))
+        for lib in (diffusers, schedulers)
+    ]
+    assert_same(peers_walk(pairs[0], begin, start(9)), our_walk(pairs[1], begin, start(9)))
+
+
+def test_a_predictor_with_other_times_is_refused(tmp_path: Path) -> None:
+    scheduler = schedulers.UniPCMultistepScheduler(solver_p=schedulers.DEISMultistepScheduler(num_train_timesteps=500))
+    with pytest.raises(ValueError, match="other timesteps"):
+        scheduler.solver(scheduler.grid(STEPS))
+    for unwritten in (scheduler, schedulers.SASolverScheduler(tau_func=lambda t: 0.5)):
+        assert unwritten.__class__.__name__ in repr(unwritten)
+        with pytest.raises(TypeError, match=r"can't be written to scheduler_config\.json"):
+            unwritten.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", [DPM, SINGLE, INVERSE, SA])
+@pytest.mark.parametrize("kind", ["learned", "learned_range"])
+def test_a_learned_variance_is_left_out(name: str, kind: str) -> None:
+    """The network gives twice the channels."""
+    peer, ours = pair(name, variance_type=kind)
+    peer.set_timesteps(STEPS)
+    grid, x = ours.grid(STEPS), start()
+    solver, noise = ours.solver(grid), noise_of(torch.Generator().manual_seed(5))
+    said = network(x, 500)
+    new = solver.step(x, torch.cat([said, start(3)], 1), 0, noise).x
+    whole = said if name == SA else torch.cat([said, start(3)], 1)  # the peer's SA-Solver draws noise for all channels
+    options = dict(generator=torch.Generator().manual_seed(5))
+    theirs = peer.step(whole, peer.timesteps[0], x, **options, return_dict=False)[0]
+    assert torch.allclose(new, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_brownian_noise_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchsde", None)
+    with pytest.raises(ImportError, match=r"pip install 'autopipeline\[sde\]'"):
+        our_walk(schedulers.CosineDPMSolverMultistepScheduler())
+
+
+def test_seeds_of_brownian_noise() -> None:
+    """One path for each sample, and the same one for the same generator."""
+    scheduler = schedulers.CosineDPMSolverMultistepScheduler()
+    grid, x = scheduler.grid(STEPS), start() * 500
+
+    def last(seed: Any, rows: slice, generator: int = 1) -> Tensor:
+        solver, y = scheduler.solver(grid, seed=seed), x[rows]
+        draw = partial(torch.randn, y.shape, generator=torch.Generator().manual_seed(generator))
+        for i in grid.indices:
+            y = solver.step(y, network(solver.scale(y, i), 0.5), i, draw).x
+        return y
+
+    both = last([3, 4], slice(2))
+    for k, seed in enumerate((3, 4)):
+        assert torch.allclose(last([seed], slice(k, k + 1)), both[k : k + 1], atol=1e-6)
+    assert torch.equal(last(None, slice(2)), last(None, slice(2)))
+    assert not torch.allclose(last(None, slice(2)), last(None, slice(2), 2), atol=1e-2)
+    with pytest.raises(ValueError, match="3 seeds"):
+        last([1, 2, 3], slice(2))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,7 +18,11 @@ from autopipeline.schedulers.named.discrete import (
     TCDScheduler,
     UnCLIPScheduler,
 )
-from autopipeline.schedulers.named.edm import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from autopipeline.schedulers.named.edm import (
+    CosineDPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+)
 from autopipeline.schedulers.named.exploding import (
     DPMPP2SAncestralScheduler,
     DPMPP3MSDEScheduler,
@@ -37,20 +41,30 @@ from autopipeline.schedulers.named.flow import (
     FlowMatchLCMScheduler,
 )
 from autopipeline.schedulers.named.multistep import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from autopipeline.schedulers.named.ratios import (
+    DEISMultistepScheduler,
+    DPMSolverMultistepInverseScheduler,
+    DPMSolverSinglestepScheduler,
+    SASolverScheduler,
+)
 from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver, Step
 
 __all__ = [
     "CMStochasticIterativeScheduler",
+    "CosineDPMSolverMultistepScheduler",
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
     "DDPMParallelScheduler",
     "DDPMScheduler",
     "DDPMWuerstchenScheduler",
+    "DEISMultistepScheduler",
     "DPMPP2SAncestralScheduler",
     "DPMPP3MSDEScheduler",
+    "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -69,6 +83,7 @@ __all__ = [
     "PNDMScheduler",
     "RePaintScheduler",
     "RestartScheduler",
+    "SASolverScheduler",
     "Scheduler",
     "ScoreSdeVeScheduler",
     "Solver",

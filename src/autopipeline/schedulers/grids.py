@@ -80,10 +80,9 @@ def spaced(config: Config, steps: int, *, beyond: int = 0, last: int | None = No
 
 def curve_of(config: Config) -> str | None:
     """The curve that replaces the sigmas of the spacing, if any."""
-    for name in ("karras", "exponential", "beta"):
-        if config.get(f"use_{name}_sigmas"):
-            return name
-    return "lu" if config.get("use_lu_lambdas") else None
+    keys = {"karras": "use_karras_sigmas", "lu": "use_lu_lambdas"}
+    keys |= {"exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
+    return next((name for name, key in keys.items() if config.get(key)), None)
 
 
 def curve(name: str, config: Config, high: float, low: float, steps: int, rho: float = 7.0) -> Array:

@@ -180,16 +180,16 @@ class Scheduler:
         """Write scheduler_config.json."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         part = Path(folder, FILE + ".part")
-        part.write_text(self._json() + "\n", "utf-8")
+        part.write_text(self._json(_as_list) + "\n", "utf-8")
         os.replace(part, Path(folder, FILE))
 
-    def _json(self) -> str:
+    def _json(self, default: Callable[[Any], Any]) -> str:
         shown = {"_class_name": type(self).__name__, "_diffusers_version": "0.42.1"}
         shown |= {name: value for name, value in self.config.items() if name != "_use_default_values"}
-        return json.dumps(shown, indent=2, sort_keys=True, default=list)
+        return json.dumps(shown, indent=2, sort_keys=True, default=default)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} {self._json()}\n"
+        return f"{type(self).__name__} {self._json(str)}\n"
 
     @property
     def compatibles(self) -> list[type[Scheduler]]:
@@ -275,3 +275,10 @@ def falling(own: Sequence[float], low: float, high: float) -> bool:
 def _listed(numbers: Any) -> list[float] | None:
     """Arrays and tensors as plain lists."""
     return numbers if numbers is None else list(numbers.tolist() if hasattr(numbers, "tolist") else numbers)
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Arrays for JSON; functions and schedulers, which a configuration may also hold, have no place there."""
+    if not hasattr(value, "__iter__"):
+        raise TypeError(f"{value!r} can't be written to {FILE}.")
+    return list(value)

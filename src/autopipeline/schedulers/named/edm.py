@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.named.multistep import own_solver
@@ -38,22 +41,29 @@ class _OnEDM(Scheduler):
         device: Any,
         **extra: Any,
     ) -> Grid:
-        """Sigmas along the curve; the network is told a quarter of their logarithm."""
-        config, count = self.config, steps or 1
-        high = config.sigma_max
-        last = config.sigma_min if config.final_sigmas_type == "sigma_min" else 0.0
+        """Sigmas along the curve."""
+        high, last = self.config.sigma_max, 0.0
+        if self.config.final_sigmas_type == "sigma_min":
+            last = self.config.sigma_min
         if sigmas is None:
-            levels = grids.curve(config.sigma_schedule, config, high, config.sigma_min, count, config.rho).tolist()
+            sigma = self._levels(steps or 1)
         else:
-            *levels, last = sigmas
-            high = levels[0]
-        sigma = torch.tensor(levels, dtype=torch.float32)
+            sigma, last, high = torch.tensor(sigmas[:-1], dtype=torch.float32), sigmas[-1], sigmas[0]
         return Grid(
-            timesteps=(0.25 * sigma.log()).to(device),
+            timesteps=self._told(sigma).to(device),
             sigmas=torch.cat([sigma, torch.tensor([last])]),
             steps=len(sigma),
             init_noise_sigma=(high**2 + 1) ** 0.5,
         )
+
+    def _levels(self, count: int) -> Tensor:
+        config = self.config
+        levels = grids.curve(config.sigma_schedule, config, config.sigma_max, config.sigma_min, count, config.rho)
+        return torch.from_numpy(levels.astype(np.float32))
+
+    def _told(self, sigma: Tensor) -> Tensor:
+        """What the network is told: a quarter of the logarithm."""
+        return 0.25 * sigma.log()
 
 
 class EDMDPMSolverMultistepScheduler(_OnEDM):
@@ -81,7 +91,8 @@ class EDMDPMSolverMultistepScheduler(_OnEDM):
     able = _OnEDM.able | dict(algorithm_type=("dpmsolver++", "sde-dpmsolver++"), solver_type=("midpoint", "heun"))
 
     def _configure(self, given: Any) -> None:
-        super()._configure(dict(given) | own_solver(given))
+        own = {key: value for key, value in own_solver(given).items() if key in self.defaults}
+        super()._configure(dict(given) | own)
 
 
 class EDMEulerScheduler(_OnEDM):
@@ -99,3 +110,41 @@ class EDMEulerScheduler(_OnEDM):
     )
     solver_class = edm.EDMEuler
     takes = ("sigmas",)
+
+
+class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
+    """SDE-DPM-Solver++ for Stable Audio, whose network is told the angle of noise and signal."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(
+        sigma_min=0.3,
+        sigma_max=500,
+        sigma_data=1.0,
+        sigma_schedule="exponential",
+        num_train_timesteps=1000,
+        solver_order=2,
+        prediction_type="v_prediction",
+        rho=7.0,
+        solver_type="midpoint",
+        lower_order_final=True,
+        euler_at_final=False,
+        final_sigmas_type="zero",
+    )
+    solver_class = edm.Cosine
+    able = _OnEDM.able | dict(solver_type=("midpoint", "heun"))
+
+    def check(self) -> None:
+        """Orders 1 and 2."""
+        super().check()
+        if self.config.solver_order not in (1, 2):
+            raise ValueError(f"solver_order={self.config.solver_order} has to be 1 or 2.")
+
+    def _levels(self, count: int) -> Tensor:
+        """In float32 all the way: the noise of the path depends on every digit."""
+        low, high, rho = self.config.sigma_min, self.config.sigma_max, self.config.rho
+        if self.config.sigma_schedule == "exponential":
+            return torch.linspace(math.log(low), math.log(high), count).exp().flip(0)
+        ends = low ** (1 / rho), high ** (1 / rho)
+        return (ends[1] + torch.linspace(0, 1, count) * (ends[0] - ends[1])) ** rho
+
+    def _told(self, sigma: Tensor) -> Tensor:
+        return sigma.atan() / math.pi * 2

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autopipeline.schedulers.parameterisation import limited
+from autopipeline.schedulers.scheduler import Noise
 from autopipeline.schedulers.solvers import exploding, multistep
+from autopipeline.schedulers.solvers.brownian import BrownianNoise
 
 
 def preconditioned(config: Mapping[str, Any], x: Tensor, pred: Tensor, sigma: Tensor) -> Tensor:
@@ -51,3 +53,26 @@ class EDMEuler(exploding.Churned):
 
     def _cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
         return preconditioned(self.config, x, pred, above)
+
+
+class Cosine(EDM):
+    """SDE-DPM-Solver++ with noise along a Brownian path.
+
+    Option: `seed`, that of the path, or a list with one for each sample; the reference implementation takes the
+    generator's `initial_seed()`. Without it, the first draw of the run's noise decides.
+    """
+
+    options = ("seed",)
+    seed: int | Sequence[int] | None = None
+    path: BrownianNoise | None = None
+
+    @property
+    def kind(self) -> str:
+        """The one algorithm."""
+        return "sde-dpmsolver++"
+
+    def drawn(self, i: int, noise: Noise) -> Tensor:
+        """The path's increment from grid index i to the next."""
+        if self.path is None:
+            self.path = BrownianNoise(noise, self.config.sigma_min, self.config.sigma_max, self.seed)
+        return self.path(self.level(i)[1], self.level(i + 1)[1])

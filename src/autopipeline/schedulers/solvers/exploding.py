@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from autopipeline.schedulers.parameterisation import clean
 from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
+from autopipeline.schedulers.solvers.brownian import BrownianNoise
 
 Pair = tuple[Tensor, Tensor]
 
@@ -240,47 +240,26 @@ class DPMSolverSDE(KDPM2):
 
     options = ("s_noise",)
     s_noise = 1.0
-    paths: list[Any] | None = None
-    span = (0.0, 0.0)  # levels between which the paths run
+    path: BrownianNoise | None = None
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
-        """The path is laid in the first step."""
-        if self.paths is None:
-            self.paths = self._lay(x, noise)
+        """The path is laid in the first step; a single step, to 0, takes no noise."""
+        levels = [level for level in self.grid.sigmas.tolist() if level > 0]  # type: ignore[union-attr]
+        if self.path is None and len(levels) > 1:
+            self.path = BrownianNoise(noise, min(levels), max(levels), self.config.noise_sampler_seed)
         return super().advance(x, pred, i, noise, variance)
 
-    def _lay(self, x: Tensor, noise: Noise) -> list[Any]:
-        try:
-            from torchsde import BrownianInterval  # type: ignore[import-not-found,import-untyped]
-        except ImportError:
-            raise ImportError("DPMSolverSDEScheduler needs torchsde: pip install 'autopipeline[sde]'.") from None
-        seeds, rows = self.config.noise_sampler_seed, x[0]
-        if not isinstance(seeds, list | tuple):
-            own = int(noise().flatten()[:2].float().view(torch.int64)) % 2**63 if seeds is None else int(seeds)
-            seeds, rows = [own], x
-        elif len(seeds) != len(x):
-            raise ValueError(f"noise_sampler_seed has {len(seeds)} seeds for {len(x)} pictures.")
-        kind: dict[str, Any] = dict(size=rows.shape, dtype=rows.dtype, device=rows.device)
-        kind |= dict(tol=1e-6, pool_size=24, halfway_tree=True)
-        levels = [level for level in self.grid.sigmas.tolist() if level > 0]  # type: ignore[union-attr]
-        self.span = min(levels), max(levels)
-        if len(levels) == 1:
-            return []  # a single step, to 0, takes no noise
-        return [BrownianInterval(*self.span, entropy=seed, **kind) for seed in seeds]
-
-    def _between(self, x: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    def _between(self, here: Tensor, there: Tensor) -> Tensor:
         """Unit noise of the path between two levels."""
         # The path is rough: levels that are rounded otherwise, as by a logarithm and back, would meet another one.
-        high, low = (level.log().exp() for level in (here, there))
-        ends = [min(max(float(level), self.span[0]), self.span[1]) for level in (low, high)]
-        drawn = torch.stack([path(*ends) for path in self.paths or []]).view_as(x)
-        return -drawn / (high - low).sqrt().to(x)
+        assert self.path is not None
+        return self.path(*(level.log().exp() for level in (here, there)))
 
     def _leap(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
         """Exponentially towards the clean sample, and noise up again."""
         down, up = ancestral(here, there)
         new = towards(x, x0, here, down)
-        return new if up == 0 else new + self._between(x, here, there) * (self.s_noise * up).to(x)
+        return new if up == 0 else new + self._between(here, there).to(x) * (self.s_noise * up).to(x)
 
     def _first(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
         return self._leap(x, x0, here, self._aim(here, there))

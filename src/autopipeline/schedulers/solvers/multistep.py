@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autopipeline.config import Config
 from autopipeline.schedulers.parameterisation import clean, limited
 from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
 
@@ -18,10 +19,12 @@ class Multistep(Solver):
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
+        # without the keys that are kept for other classes
+        self.config = Config({key: scheduler.config[key] for key in scheduler.defaults})
         self.seen: list[Tensor] = []
 
     def level(self, i: int) -> Pair:
-        """Variance-preserving."""
+        """Variance-preserving, or a flow."""
         sigma = self.grid.sigmas[i]  # type: ignore[index]
         if self.config.get("use_flow_sigmas"):
             return 1 - sigma, sigma
@@ -35,6 +38,8 @@ class Multistep(Solver):
 
     def converted(self, x: Tensor, pred: Tensor, i: int, as_clean: bool) -> tuple[Tensor, Tensor]:
         """What is remembered (the clean sample or the noise), and the clean sample."""
+        if str(self.config.get("variance_type")).startswith("learned"):
+            pred = pred[:, : x.shape[1]]  # the other half of the channels is the variance, which these solvers ignore
         alpha, sigma = (v.to(x) for v in self.level(i))
         x0 = clean(self.config, x, pred, alpha, sigma)
         if self.config.get("thresholding"):
@@ -47,38 +52,51 @@ class Multistep(Solver):
 class DPMSolver(Multistep):
     """DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b), as ODE or SDE, orders 1 to 3."""
 
+    @property
+    def kind(self) -> str:
+        """The algorithm."""
+        return self.config.algorithm_type
+
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
         """One step of the order that the history and the end of the grid allow."""
-        kind = self.config.algorithm_type
-        said, x0 = self.converted(x, pred, i, kind.endswith("++"))
+        said, x0 = self.converted(x, pred, i, self.kind.endswith("++"))
         self.seen = [*self.seen[1 - self.config.solver_order :], said] if self.config.solver_order > 1 else [said]
-        drawn = noise() if kind.startswith("sde") else None
+        drawn = self.drawn(i, noise) if self.kind.startswith("sde") else None
         return self._update(x, i, min(self._order(i), len(self.seen)), drawn), x0
+
+    def drawn(self, i: int, noise: Noise) -> Tensor:
+        """The noise of the step from grid index i."""
+        return noise()
 
     def _order(self, i: int) -> int:
         """Lower orders at the end of short grids, which are unstable otherwise."""
         config, left = self.config, len(self.grid.timesteps) - 1 - i
         short = config.lower_order_final and len(self.grid.timesteps) < 15
-        if left == 0 and (config.euler_at_final or short or config.final_sigmas_type == "zero"):
+        if left == 0 and (config.get("euler_at_final") or short or self.level(i + 1)[1] == 0):
             return 1
         return min(config.solver_order, 2) if left == 1 and short else config.solver_order
 
     def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
         h = self.log_ratio(i + 1) - self.log_ratio(i)
-        carry, first, second, third, spread = self._weights(h, i, order)
-        new = carry.to(x) * x + first.to(x) * self.seen[-1]
-        slopes = self._slopes(h, i, order)
+        return x if h == 0 else self._expanded(x, i, i + 1, order, self.seen[-1], self._slopes(h, i, order), noise)
+
+    def _expanded(
+        self, x: Tensor, start: int, end: int, order: int, said: Tensor, slopes: list[Tensor], noise: Tensor | None
+    ) -> Tensor:
+        """From one index to another, with a Taylor expansion at the first."""
+        carry, first, second, third, spread = self._weights(start, end, order)
+        new = carry.to(x) * x + first.to(x) * said
         for weight, slope in zip((second, third), slopes, strict=False):
             new = new + weight.to(x) * slope
         return new if noise is None else new + spread.to(x) * noise
 
-    def _weights(self, h: Tensor, i: int, order: int) -> tuple[Tensor, ...]:
-        """Of x, of the last prediction, of its first and second difference, and of the noise."""
-        (alpha_s, sigma_s), (alpha, sigma) = self.level(i), self.level(i + 1)
+    def _weights(self, start: int, end: int, order: int) -> tuple[Tensor, ...]:
+        """Of x, of the prediction, of its first and second difference, and of the noise."""
+        (alpha_s, sigma_s), (alpha, sigma) = self.level(start), self.level(end)
+        h = self.log_ratio(end) - self.log_ratio(start)
         midpoint = order == 2 and self.config.solver_type == "midpoint"
-        kind = self.config.algorithm_type
-        double = 2.0 if kind.startswith("sde") else 1.0
-        if kind.endswith("++"):
+        double = 2.0 if self.kind.startswith("sde") else 1.0
+        if self.kind.endswith("++"):
             carry = sigma / sigma_s * (torch.exp(-h) if double == 2 else 1)
             grown = -torch.expm1(-double * h)  # 1 - exp(-h), or with 2 h
             first = alpha * grown
@@ -106,6 +124,39 @@ class DPMSolver(Multistep):
         return [d0 + r0 * change, change]
 
 
+class Singlestep(DPMSolver):
+    """DPM-Solver in blocks of steps of orders 1, 2, 3: each goes back to the x that its block began with."""
+
+    def _order(self, i: int) -> int:
+        """Counting up in each block; the last step alone where it would otherwise end a block."""
+        config, steps = self.config, len(self.grid.timesteps)
+        ends_low = config.lower_order_final and steps % config.solver_order == 0
+        if i == steps - 1 and (ends_low or config.final_sigmas_type == "zero"):
+            return 1
+        return i % config.solver_order + 1
+
+    def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
+        if order == 1:
+            self.begun = x
+        start = i - order + 1
+        h = self.log_ratio(i + 1) - self.log_ratio(start)
+        if h == 0:
+            return x
+        said, *later = self.seen[-order:]
+        ratios = [(self.log_ratio(start + k) - self.log_ratio(start)) / h for k in range(1, order)]
+        slopes = [(entry - said) / r.to(x) for entry, r in zip(later, ratios, strict=True)]
+        if order == 3:
+            slopes = self._third(slopes, *ratios)
+        return self._expanded(self.begun, start, i + 1, order, said, slopes, noise)
+
+    def _third(self, slopes: list[Tensor], near: Tensor, far: Tensor) -> list[Tensor]:
+        """First and second derivative of the parabola; the kind called midpoint leaves out the second."""
+        if self.config.solver_type == "midpoint":
+            return slopes[1:]
+        change = (slopes[1] - slopes[0]) / (far - near)
+        return [slopes[0] - near * change, 2 * change]
+
+
 class UniPC(Multistep):
     """Zhao et al. 2023: a predictor, and a corrector that reuses the next evaluation."""
 
@@ -113,6 +164,16 @@ class UniPC(Multistep):
         super().__init__(scheduler, grid)
         self.before: Tensor | None = None  # x that the last step began with
         self.order = 1
+        self.predictor = self._other(self.config.solver_p) if self.config.solver_p else None
+
+    def _other(self, scheduler: Scheduler) -> Solver:
+        """The predictor of another scheduler, on the same times."""
+        own, grid = self.grid, scheduler.grid(self.grid.steps, device=self.grid.timesteps.device)
+        if len(grid.timesteps) != len(own.timesteps) or not torch.equal(grid.timesteps, own.timesteps):
+            raise ValueError(
+                f"solver_p={type(scheduler).__name__} has other timesteps than the scheduler it is to serve."
+            )
+        return scheduler.solver(grid.window(own.begin, own.end))
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
         """Correct the last step with what the network says now, then predict the next."""
@@ -123,11 +184,15 @@ class UniPC(Multistep):
         self.seen = [*self.seen, said][-config.solver_order :]
         left = len(self.grid.timesteps) - i if config.lower_order_final else config.solver_order
         self.order, self.before = min(config.solver_order, left, len(self.seen)), x
+        if self.predictor is not None:
+            return self.predictor.advance(x, pred, i, noise, variance)[0], x0
         return self._update(x, i, self.order, None), x0
 
     def _update(self, x: Tensor, i: int, order: int, said: Tensor | None) -> Tensor:
         """From index i to i + 1; with what the network says there, the corrector."""
         h = self.log_ratio(i + 1) - self.log_ratio(i)
+        if h == 0:
+            return x
         m0 = self.seen[-1]
         ratios = [(self.log_ratio(i - k) - self.log_ratio(i)) / h for k in range(1, order)]
         slopes = [(self.seen[-1 - k] - m0) / r for k, r in enumerate(ratios, 1)]

@@ -1,0 +1,46 @@
+"""Noise along a Brownian path, so that it does not depend on how many steps the path is walked in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autopipeline.schedulers.scheduler import Noise
+
+
+class BrownianNoise:
+    """Increments of a path over sigma, divided by the root of their length; one path for each seed of a list.
+
+    Without a seed, the first draw of the run's own noise decides: the same generator gives the same path.
+    """
+
+    def __init__(self, noise: Noise, low: float, high: float, seed: int | Sequence[int] | None) -> None:
+        try:
+            from torchsde import BrownianInterval  # type: ignore[import-not-found,import-untyped]
+        except ImportError:
+            raise ImportError("This scheduler needs torchsde: pip install 'autopipeline[sde]'.") from None
+        x = noise()
+        self.batched = isinstance(seed, Sequence)
+        seeds = list(seed) if isinstance(seed, Sequence) else [_seed(x) if seed is None else int(seed)]
+        if self.batched and len(seeds) != len(x):
+            raise ValueError(f"{len(seeds)} seeds were given for {len(x)} pictures; give one, or one for each picture.")
+        self.low, self.high = torch.tensor(float(low)), torch.tensor(float(high))
+        options: dict[str, Any] = dict(dtype=x.dtype, device=x.device, tol=1e-6, pool_size=24, halfway_tree=True)
+        options["size"] = x.shape[1:] if self.batched else x.shape
+        self.paths: list[Any] = [BrownianInterval(self.low, self.high, entropy=entropy, **options) for entropy in seeds]
+
+    def __call__(self, start: Tensor, end: Tensor) -> Tensor:
+        """Unit noise for the way from one sigma to another; the path stands still outside of its ends."""
+        first, last = sorted((start.clamp(self.low, self.high), end.clamp(self.low, self.high)))
+        if last - first < 1e-6:  # less than the path is divided into
+            last = first
+        rows = torch.stack([path(first, last) for path in self.paths])
+        rows = rows * ((end - start).sign() / (end - start).abs().sqrt()).to(rows)
+        return rows if self.batched else rows[0]
+
+
+def _seed(x: Tensor) -> int:
+    return int(x.flatten()[0].double().view(torch.int64)) & (2**63 - 1)
