@@ -9,13 +9,16 @@ import numpy as np
 import torch
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.named.keys import BETAS, THRESHOLD
+from autopipeline.schedulers.named.keys import BETAS, DRAWS, GIVES, STEPS, THRESHOLD
 from autopipeline.schedulers.scheduler import Grid, Scheduler, Solver
 from autopipeline.schedulers.solvers import discrete
 
 
 class _OnTrainingSteps(Scheduler):
     """Times are steps of training."""
+
+    at_any_time = True
+    outputs = ("prev_sample", "pred_original_sample")
 
     def times(
         self,
@@ -41,8 +44,9 @@ class DDIMScheduler(_OnTrainingSteps):
         | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
     )
     takes_eta = True
+    step_keywords = dict(eta=0.0, use_clipped_model_output=False) | DRAWS | dict(variance_noise=None) | GIVES
 
-    def solver(self, grid: Grid, *, eta: float = 0.0) -> Solver:
+    def solver(self, grid: Grid, *, eta: float = 0.0, **options: Any) -> Solver:
         """A solver for one run; eta in 0..1."""
         made = discrete.DDIM(self, grid)
         made.eta = eta
@@ -66,6 +70,12 @@ class DDPMScheduler(_OnTrainingSteps):
     )
     solver_class = discrete.DDPM
     takes = ("timesteps",)
+    grid_keywords = STEPS | dict(timesteps=None)
+
+    def times_at(self, timestep: float) -> list[float]:
+        """The time and the one after it."""
+        after = int(self.previous_timestep(timestep))
+        return [timestep, after] if after >= 0 else [timestep]
 
 
 class PNDMScheduler(Scheduler):
@@ -79,6 +89,52 @@ class PNDMScheduler(Scheduler):
         steps_offset=0,
     )
     solver_class = discrete.PNDM
+    step_keywords = GIVES
+    pndm_order = 4
+
+    def locate(self, timestep: Any) -> tuple[Solver, int]:
+        """At the time it is told; what was said before counts."""
+        solver = self._walked().solver
+        assert isinstance(solver, discrete.PNDM)
+        solver.times.append(int(timestep))
+        return solver, len(solver.times) - 1
+
+    @property
+    def prk_timesteps(self) -> torch.Tensor:
+        """Times of the Runge-Kutta start."""
+        return self.timesteps[: 0 if self.config.skip_prk_steps else 12]
+
+    @property
+    def plms_timesteps(self) -> torch.Tensor:
+        """Times of the linear multistep method."""
+        return self.timesteps[len(self.prk_timesteps) :]
+
+    def step_prk(self, *args: Any, **keywords: Any) -> Any:
+        """A step of the Runge-Kutta start, whatever was before."""
+        return self._step_as(12, *args, **keywords)
+
+    def step_plms(self, *args: Any, **keywords: Any) -> Any:
+        """A step of the linear multistep method; the start has to be over."""
+        if not self.config.skip_prk_steps and not self.ets:
+            raise ValueError("PNDMScheduler with Runge-Kutta steps begins with step_prk.")
+        return self._step_as(0, *args, **keywords)
+
+    def _step_as(self, start: int, *args: Any, **keywords: Any) -> Any:
+        solver = self._walked().solver
+        assert isinstance(solver, discrete.PNDM)
+        usual, solver.start = solver.start, solver.count + start
+        result = self.step(*args, **keywords)
+        solver.start = usual
+        return result
+
+    @property
+    def ets(self) -> list[torch.Tensor]:
+        """What the network said in the last steps."""
+        return self._walked().solver.seen  # type: ignore[attr-defined]
+
+    @ets.setter
+    def ets(self, seen: list[torch.Tensor]) -> None:
+        self._walked().solver.seen = seen  # type: ignore[attr-defined]
 
     def check(self) -> None:
         """Only predictions of noise or velocity."""
@@ -130,6 +186,8 @@ class LCMScheduler(Scheduler):
     )
     solver_class = discrete.LCM
     takes = ("timesteps",)
+    outputs = ("prev_sample", "denoised")
+    grid_keywords = STEPS | dict(original_inference_steps=None, timesteps=None, strength=1.0)
 
     def times(
         self,

@@ -40,6 +40,7 @@ class DDIM(Discrete):
     """Song et al. 2021, eq. 12; eta in 0..1 adds the noise of DDPM."""
 
     eta = 0.0
+    use_clipped_model_output = False  # the noise that belongs to the limited clean sample
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
         """One step of the stride that the number of steps gives."""
@@ -48,6 +49,8 @@ class DDIM(Discrete):
         x0 = self.denoised(x, pred, i)
         unclipped = clean(self.config, x, pred, *(v.to(x) for v in self.level(i)))
         direction = self._noise(x, pred, unclipped, here)
+        if self.use_clipped_model_output:
+            direction = (x - here.sqrt().to(x) * x0) / (1 - here).sqrt().to(x)
         std = self.eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
         new = there.sqrt().to(x) * x0 + (1 - there - std**2).sqrt().to(x) * direction
         return (new + std.to(x) * noise() if self.eta > 0 else new), x0
