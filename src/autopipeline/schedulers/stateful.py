@@ -11,6 +11,7 @@ What a class may say of itself:
 - `outputs`: what a step gives; anything after `prev_sample` is the clean sample under the name given.
 - `at_any_time`: each step is taken at the time it is told, on a grid of `times_at(t)`; otherwise a step follows the one
   before, and times only say where the walk begins.
+- `_compatibles`: classes that can take over its configuration, beside itself.
 - `unknown_is_last`: a time that is not on the grid counts as its last one, instead of being an error.
 - `locate()`, `levels_at()`, `training_grid()`: the solver and index of a step, the levels for `add_noise` and
   `get_velocity`, and the grid that there is before `set_timesteps`.
@@ -96,6 +97,7 @@ class Stateful:
 
     config_name = "scheduler_config.json"
     has_compatibles = True
+    _compatibles: ClassVar[tuple[str, ...]] = KARRAS  # of the classes with betas
     _deprecated_kwargs: ClassVar[list[str]] = []
     _walk: Walk | None = None
 
@@ -302,7 +304,7 @@ class Stateful:
         """The classes that can take over this configuration."""
         from autopipeline import schedulers
 
-        names = {f"{name}Scheduler" for name in KARRAS if "beta_schedule" in cls.defaults} | {cls.__name__}
+        names = {f"{name}Scheduler" for name in cls._compatibles if "beta_schedule" in cls.defaults} | {cls.__name__}
         return [getattr(schedulers, name) for name in sorted(names) if hasattr(schedulers, name)]
 
     @property
@@ -347,7 +349,7 @@ def _of_training(config: Mapping[str, Any], name: str, on_sigmas: bool) -> Tenso
         return product
     if name == "final_alpha_cumprod":
         return torch.tensor(1.0) if config.get("set_alpha_to_one", True) else product[0]
-    alphas = 1 - grids.betas(config)
+    betas = grids.betas(config)
     if config.get("rescale_betas_zero_snr"):
-        alphas = torch.cat([product[:1], product[1:] / product[:-1]])
-    return 1 - alphas if name == "betas" else alphas
+        betas = 1 - torch.cat([product[:1], product[1:] / product[:-1]])
+    return betas if name == "betas" else 1 - betas

@@ -187,6 +187,7 @@ class LCMScheduler(Scheduler):
     solver_class = discrete.LCM
     takes = ("timesteps",)
     outputs = ("prev_sample", "denoised")
+    _compatibles = ()
     grid_keywords = STEPS | dict(original_inference_steps=None, timesteps=None, strength=1.0)
 
     def times(
