@@ -298,6 +298,23 @@ def test_attributes() -> None:
     assert not hasattr(schedulers.EDMDPMSolverMultistepScheduler(), "betas")
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_half_precision_draws_the_same_noise(name: str) -> None:
+    """A first step in bfloat16 and its noise: the peer's, within what bfloat16 holds."""
+    known = getattr(schedulers, name).defaults
+    changes = dict(algorithm_type="sde-dpmsolver++") if name == DPM and "algorithm_type" in known else {}
+    results = []
+    for scheduler in pair(name, **changes):
+        scheduler.set_timesteps(STEPS)
+        takes = inspect.signature(scheduler.step).parameters
+        more = dict(generator=torch.Generator().manual_seed(3)) if "generator" in takes else {}
+        x = (start() * scheduler.init_noise_sigma).bfloat16()
+        t = scheduler.timesteps[0]
+        scheduler.scale_model_input(x, t)
+        results.append(scheduler.step(network(x, t).bfloat16(), t, x, **more)[0])
+    assert_same(*[[result.float()] for result in results], tolerance=0.02)
+
+
 def test_times_and_levels_can_be_replaced() -> None:
     _, ours = pair(EULER)
     ours.set_timesteps(STEPS)
@@ -315,6 +332,9 @@ def test_the_shell_says_what_it_cannot_do() -> None:
         ours.step(start(), 3, start())
     with pytest.raises(TypeError):
         ours.step(start(), 3, start(), eta=1.0)
+    ours.step(start(), ours.timesteps[-1], start())
+    with pytest.raises(IndexError, match="has done its last step"):
+        ours.step(start(), ours.timesteps[-1], start())
     pndm = schedulers.PNDMScheduler()
     with pytest.raises(ValueError, match="step_prk"):
         pndm.step_plms(start(), 1, start())

@@ -13,6 +13,7 @@ What a class may say of itself:
   before, and times only say where the walk begins.
 - `_compatibles`: classes that can take over its configuration, beside itself.
 - `unknown_is_last`: a time that is not on the grid counts as its last one, instead of being an error.
+- `draws_in_single`: noise is drawn in single precision, whatever the network's.
 - `locate()`, `levels_at()`, `training_grid()`: the solver and index of a step, the levels for `add_noise` and
   `get_velocity`, and the grid that there is before `set_timesteps`.
 """
@@ -94,6 +95,7 @@ class Stateful:
     outputs: ClassVar[tuple[str, ...]] = ("prev_sample",)
     at_any_time: ClassVar[bool] = False
     unknown_is_last: ClassVar[bool] = False
+    draws_in_single: ClassVar[bool] = False
 
     config_name = "scheduler_config.json"
     has_compatibles = True
@@ -131,10 +133,9 @@ class Stateful:
         learns = str(self.config.get("variance_type")).startswith("learned")
         if learns and model_output.shape[1] == 2 * sample.shape[1]:
             model_output, variance = model_output.chunk(2, dim=1)
-        pred = model_output
-        made = solver.step(
-            sample, pred, i, lambda: _drawn(pred, generator) if own_noise is None else own_noise, variance
-        )
+        like = model_output.float() if self.draws_in_single else model_output
+        noise = (lambda: _drawn(like, generator)) if own_noise is None else (lambda: own_noise)
+        made = solver.step(sample, model_output, i, noise, variance)
         if not self.at_any_time:
             self._walked().index = i + 1
         values = dict(zip(self.outputs, (made.x, *[made.x0] * (len(self.outputs) - 1)), strict=True))
@@ -148,6 +149,8 @@ class Stateful:
             return self.solver(replace(walk.grid, timesteps=torch.tensor(self.times_at(told)))), 0
         if walk.index is None:
             walk.index = self.index_for_timestep(timestep) if walk.begin is None else walk.begin
+        if walk.index >= len(walk.grid.timesteps):
+            raise IndexError(f"{type(self).__name__} has done its last step; set_timesteps begins another walk.")
         return walk.solver, walk.index
 
     def times_at(self, timestep: float) -> list[float]:

@@ -101,6 +101,7 @@ class DPMSolverMultistepScheduler(_OnLogRatios):
         )
     )
     solver_class = multistep.DPMSolver
+    draws_in_single = True
     takes = ("timesteps",)
     grid_keywords = STEPS | dict(mu=None, timesteps=None)
     step_keywords = DRAWS | dict(variance_noise=None) | GIVES
