@@ -3,19 +3,11 @@
 `set_timesteps` begins a walk, which the scheduler then keeps: grid, solver and position. Pipelines never touch it; they
 use `grid()` and `solver()`, so that one scheduler serves many threads.
 
-What a class may say of itself:
-
-- `grid_keywords`, `step_keywords`: what `set_timesteps` and `step` take, in order, with defaults. Those of a step that
-  the shell does not know (`eta`, `s_churn`, ...) are set as attributes of the solver; one that the solver has no
-  attribute for is refused unless it is at its default. Those of the grid go to `times()`.
-- `outputs`: what a step gives; anything after `prev_sample` is the clean sample under the name given.
-- `at_any_time`: each step is taken at the time it is told, on a grid of `times_at(t)`; otherwise a step follows the one
-  before, and times only say where the walk begins.
-- `_compatibles`: classes that can take over its configuration, beside itself.
-- `unknown_is_last`: a time that is not on the grid counts as its last one, instead of being an error.
-- `draws_in_single`: noise is drawn in single precision, whatever the network's.
-- `locate()`, `levels_at()`, `training_grid()`: the solver and index of a step, the levels for `add_noise` and
-  `get_velocity`, and the grid that there is before `set_timesteps`.
+How a class is called stands in `calls.py`, or in a `call` of its own; a class without one inherits it. Keywords of a
+step that are not known here (`eta`, `s_churn`, ...) are set as attributes of the solver; one that the solver has no
+attribute for is refused unless it is at its default. Those of set_timesteps go to `Scheduler.times`. A class may also
+override `locate` (solver and index of a step), `times_at` (the grid of a single step at any time), `levels_at` (for
+`add_noise` and `get_velocity`) and `training_grid` (what there is before set_timesteps).
 """
 
 from __future__ import annotations
@@ -32,17 +24,12 @@ from torch import Tensor
 
 from autopipeline.config import Config
 from autopipeline.schedulers import grids
+from autopipeline.schedulers.calls import CALLS, KARRAS, Call
 
 if TYPE_CHECKING:
     from autopipeline.schedulers.scheduler import Grid, Solver
 
 Times = Tensor | Sequence[float] | float
-KARRAS = (
-    *("DDIM", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "HeunDiscrete", "EulerAncestralDiscrete"),
-    *("DPMSolverMultistep", "DPMSolverSinglestep", "KDPM2Discrete", "KDPM2AncestralDiscrete", "DEISMultistep"),
-    *("UniPCMultistep", "DPMSolverSDE", "EDMEuler"),
-)
-"""Classes that can take over the configurations of one another."""
 PLAIN = dict(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False, use_lu_lambdas=False) | dict(
     interpolation_type="linear"
 )
@@ -90,61 +77,54 @@ class Stateful:
         @classmethod
         def from_config(cls, config: Any, **changes: Any) -> Self: ...  # noqa: D102
 
-    grid_keywords: ClassVar[Mapping[str, Any]] = dict(num_inference_steps=None, device=None)
-    step_keywords: ClassVar[Mapping[str, Any]] = dict(generator=None, return_dict=True)
-    outputs: ClassVar[tuple[str, ...]] = ("prev_sample",)
-    at_any_time: ClassVar[bool] = False
-    unknown_is_last: ClassVar[bool] = False
-    draws_in_single: ClassVar[bool] = False
-
+    call: ClassVar[Call] = Call()
     config_name = "scheduler_config.json"
     has_compatibles = True
-    _compatibles: ClassVar[tuple[str, ...]] = KARRAS  # of the classes with betas
     _deprecated_kwargs: ClassVar[list[str]] = []
     _walk: Walk | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "set_timesteps" not in cls.__dict__:
-            cls.set_timesteps = _taking(Stateful.set_timesteps, (), cls.grid_keywords)  # type: ignore[method-assign]
-        if "step" not in cls.__dict__:
-            first = ("model_output", "timestep", "sample")
-            cls.step = _taking(Stateful.step, first, cls.step_keywords)  # type: ignore[method-assign]
+        cls.call = CALLS.get(cls.__name__.removesuffix("Scheduler"), cls.call)
+        for name, first in (("set_timesteps", ()), ("step", ("model_output", "timestep", "sample"))):
+            if name not in cls.__dict__:
+                setattr(cls, name, _taking(getattr(Stateful, name), first, cls.call.keywords(name)))
 
     def set_timesteps(self, **keywords: Any) -> None:
-        """Begin a walk down a new grid; takes `grid_keywords`."""
+        """Begin a walk down a new grid."""
         steps = keywords.pop("num_inference_steps", None)
         grid = self.grid(steps, **{name: value for name, value in keywords.items() if value is not None})
         self._walk = Walk(grid, self.solver(grid))
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **keywords: Any) -> Any:
-        """One step down the walk; takes `step_keywords`."""
+        """One step down the walk."""
         as_output, generator = keywords.pop("return_dict", True), keywords.pop("generator", None)
         own_noise = keywords.pop("variance_noise", None)
         if own_noise is not None and generator is not None:
             raise ValueError("Pass generator or variance_noise, not both.")
         solver, i = self.locate(timestep)
+        usual = self.call.keywords("step")
         for name, value in keywords.items():
             if hasattr(solver, name):
                 setattr(solver, name, value)
-            elif value is not self.step_keywords[name] and value != self.step_keywords[name]:
+            elif value is not usual[name] and value != usual[name]:
                 raise ValueError(f"{name}={value} has no effect with {type(self).__name__}.")
         variance = None
         learns = str(self.config.get("variance_type")).startswith("learned")
         if learns and model_output.shape[1] == 2 * sample.shape[1]:
             model_output, variance = model_output.chunk(2, dim=1)
-        like = model_output.float() if self.draws_in_single else model_output
+        like = model_output.float() if self.call.draws_in_single else model_output
         noise = (lambda: _drawn(like, generator)) if own_noise is None else (lambda: own_noise)
         made = solver.step(sample, model_output, i, noise, variance)
-        if not self.at_any_time:
+        if not self.call.at_any_time:
             self._walked().index = i + 1
-        values = dict(zip(self.outputs, (made.x, *[made.x0] * (len(self.outputs) - 1)), strict=True))
+        values = dict(prev_sample=made.x) | ({self.call.gives: made.x0} if self.call.gives else {})
         return Output(values) if as_output else tuple(values.values())
 
     def locate(self, timestep: Any) -> tuple[Solver, int]:
         """The solver and the index on its grid for a step that is told this time."""
         walk = self._walked()
-        if self.at_any_time:
+        if self.call.at_any_time:
             told = timestep.item() if isinstance(timestep, Tensor) else timestep
             return self.solver(replace(walk.grid, timesteps=torch.tensor(self.times_at(told)))), 0
         if walk.index is None:
@@ -173,7 +153,7 @@ class Stateful:
         """The network's input."""
         from autopipeline.schedulers.scheduler import Solver
 
-        if self.at_any_time or type(self._walked().solver).scale is Solver.scale:
+        if self.call.at_any_time or type(self._walked().solver).scale is Solver.scale:
             return sample
         solver, i = self.locate(timestep)
         return solver.scale(sample, i)
@@ -182,7 +162,7 @@ class Stateful:
         """Where a walk that is told this time first begins; of a time that is there twice, the second."""
         times = self.timesteps if schedule_timesteps is None else schedule_timesteps
         found = (times == torch.as_tensor(timestep, device=times.device)).nonzero().flatten().tolist()
-        if not found and not self.unknown_is_last:
+        if not found and not self.call.unknown_is_last:
             raise IndexError(f"timestep={timestep} is not one of the timesteps of {type(self).__name__}.")
         return found[:2][-1] if found else len(times) - 1
 
@@ -307,7 +287,7 @@ class Stateful:
         """The classes that can take over this configuration."""
         from autopipeline import schedulers
 
-        names = {f"{name}Scheduler" for name in cls._compatibles if "beta_schedule" in cls.defaults} | {cls.__name__}
+        names = {f"{name}Scheduler" for name in KARRAS if cls.call.switches} | {cls.__name__}
         return [getattr(schedulers, name) for name in sorted(names) if hasattr(schedulers, name)]
 
     @property

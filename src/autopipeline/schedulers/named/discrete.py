@@ -9,16 +9,13 @@ import numpy as np
 import torch
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.named.keys import BETAS, DRAWS, GIVES, STEPS, THRESHOLD
+from autopipeline.schedulers.named.keys import BETAS, THRESHOLD
 from autopipeline.schedulers.scheduler import Grid, Scheduler, Solver
 from autopipeline.schedulers.solvers import discrete
 
 
 class _OnTrainingSteps(Scheduler):
     """Times are steps of training."""
-
-    at_any_time = True
-    outputs = ("prev_sample", "pred_original_sample")
 
     def times(
         self,
@@ -44,7 +41,6 @@ class DDIMScheduler(_OnTrainingSteps):
         | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
     )
     takes_eta = True
-    step_keywords = dict(eta=0.0, use_clipped_model_output=False) | DRAWS | dict(variance_noise=None) | GIVES
 
     def solver(self, grid: Grid, *, eta: float = 0.0, **options: Any) -> Solver:
         """A solver for one run; eta in 0..1."""
@@ -70,7 +66,6 @@ class DDPMScheduler(_OnTrainingSteps):
     )
     solver_class = discrete.DDPM
     takes = ("timesteps",)
-    grid_keywords = STEPS | dict(timesteps=None)
 
     def times_at(self, timestep: float) -> list[float]:
         """The time and the one after it."""
@@ -89,7 +84,6 @@ class PNDMScheduler(Scheduler):
         steps_offset=0,
     )
     solver_class = discrete.PNDM
-    step_keywords = GIVES
     pndm_order = 4
 
     def locate(self, timestep: Any) -> tuple[Solver, int]:
@@ -186,9 +180,6 @@ class LCMScheduler(Scheduler):
     )
     solver_class = discrete.LCM
     takes = ("timesteps",)
-    outputs = ("prev_sample", "denoised")
-    _compatibles = ()
-    grid_keywords = STEPS | dict(original_inference_steps=None, timesteps=None, strength=1.0)
 
     def times(
         self,

@@ -36,7 +36,6 @@ class EDMDPMSolverMultistepScheduler(Scheduler):
         final_sigmas_type="zero",
     )
     solver_class = edm.EDM
-    unknown_is_last = True
 
     def _configure(self, given: Any) -> None:
         super()._configure(dict(given) | own_solver(given))

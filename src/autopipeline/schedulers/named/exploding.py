@@ -10,15 +10,13 @@ import torch
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
-from autopipeline.schedulers.named.keys import BETAS, CHURN, CURVES, DRAWS, GIVES, STEPS
+from autopipeline.schedulers.named.keys import BETAS, CURVES
 from autopipeline.schedulers.scheduler import Grid, Scheduler
 from autopipeline.schedulers.solvers import exploding
 
 
 class _OnSigmas(Scheduler):
     """Times are levels of noise, told to the network as fractional steps of training; x is not scaled."""
-
-    outputs = ("prev_sample", "pred_original_sample")
 
     def times(
         self,
@@ -84,8 +82,6 @@ class EulerDiscreteScheduler(_OnSigmas):
     )
     solver_class = exploding.Euler
     takes = ("timesteps", "sigmas")
-    grid_keywords = STEPS | dict(timesteps=None, sigmas=None)
-    step_keywords = CHURN | DRAWS | GIVES
 
     def _check_timesteps(self, own: list[float]) -> None:
         super()._check_timesteps(own)
@@ -114,8 +110,6 @@ class HeunDiscreteScheduler(_OnSigmas):
     solver_class = exploding.Heun
     order = 2
     takes = ("timesteps",)
-    grid_keywords = STEPS | dict(num_train_timesteps=None, timesteps=None)
-    step_keywords = GIVES
 
     def _grid(self, levels: torch.Tensor, told: Array, steps: int | None, device: Any) -> Grid:
         twice = torch.cat([levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]])

@@ -3,7 +3,3 @@
 BETAS = dict(num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", trained_betas=None)
 THRESHOLD = dict(thresholding=False, dynamic_thresholding_ratio=0.995)
 CURVES = dict(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)
-STEPS = dict(num_inference_steps=None, device=None)
-DRAWS, GIVES = dict(generator=None), dict(return_dict=True)
-CHURN = dict(s_churn=0.0, s_tmin=0.0, s_tmax=float("inf"), s_noise=1.0)
-"""Keywords of `set_timesteps` and `step` that many classes share, with their defaults."""

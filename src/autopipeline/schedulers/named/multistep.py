@@ -10,7 +10,7 @@ import torch
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
-from autopipeline.schedulers.named.keys import BETAS, CURVES, DRAWS, GIVES, STEPS, THRESHOLD
+from autopipeline.schedulers.named.keys import BETAS, CURVES, THRESHOLD
 from autopipeline.schedulers.scheduler import Grid, Scheduler
 from autopipeline.schedulers.solvers import multistep
 
@@ -18,7 +18,7 @@ from autopipeline.schedulers.solvers import multistep
 class _OnLogRatios(Scheduler):
     """Times are levels of noise, told to the network as whole steps of training; x keeps unit variance."""
 
-    unknown_is_last = True
+    rounds_curves: tuple[str, ...] = ()
 
     def times(
         self,
@@ -101,10 +101,7 @@ class DPMSolverMultistepScheduler(_OnLogRatios):
         )
     )
     solver_class = multistep.DPMSolver
-    draws_in_single = True
     takes = ("timesteps",)
-    grid_keywords = STEPS | dict(mu=None, timesteps=None)
-    step_keywords = DRAWS | dict(variance_noise=None) | GIVES
 
     def _configure(self, given: Any) -> None:
         super()._configure(dict(given) | own_solver(given))
@@ -164,8 +161,6 @@ class UniPCMultistepScheduler(_OnLogRatios):
         )
     )
     solver_class = multistep.UniPC
-    grid_keywords = STEPS | dict(sigmas=None, mu=None)
-    step_keywords = GIVES
 
     def _configure(self, given: Any) -> None:
         kind = given.get("solver_type")
