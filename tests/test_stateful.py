@@ -312,7 +312,7 @@ def test_half_precision_draws_the_same_noise(name: str) -> None:
         t = scheduler.timesteps[0]
         scheduler.scale_model_input(x, t)
         results.append(scheduler.step(network(x, t).bfloat16(), t, x, **more)[0])
-    assert_same(*[[result.float()] for result in results], tolerance=0.02)
+    assert_same(*[[result.float()] for result in results], tolerance=0.05)
 
 
 def test_times_and_levels_can_be_replaced() -> None:

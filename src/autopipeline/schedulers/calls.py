@@ -34,7 +34,7 @@ class Call(NamedTuple):
     `at_any_time`: each step is taken at the time it is told; otherwise a step follows the one before, and times say
     where the walk begins. `unknown_is_last`: a time that is not on the grid counts as its last one, instead of being an
     error. `draws_in_single`: noise is drawn in single precision, whatever the network's. `switches`: other classes can
-    take over its configuration.
+    take over its configuration. `noises_by_step`: add_noise goes by steps of training, wherever the walk stands.
     """
 
     step: str = "generator return_dict"
@@ -44,6 +44,7 @@ class Call(NamedTuple):
     unknown_is_last: bool = False
     draws_in_single: bool = False
     switches: bool = True
+    noises_by_step: bool = False
 
     def keywords(self, what: str) -> dict[str, Any]:
         """Of `step` or `set_timesteps`, with their defaults."""
@@ -96,7 +97,7 @@ CALLS: Mapping[str, Call] = {
     "DPMSolverSinglestep": Call(grid="mu timesteps", unknown_is_last=True),
     "DEISMultistep": Call("return_dict", "mu", unknown_is_last=True),
     "UniPCMultistep": Call("return_dict", "sigmas mu", unknown_is_last=True),
-    "SASolver": Call(unknown_is_last=True),
+    "SASolver": Call(unknown_is_last=True, noises_by_step=True),
     "FlowMatchEulerDiscrete": Call(
         f"{CHURN} generator per_token_timesteps return_dict", "sigmas mu timesteps", switches=False
     ),

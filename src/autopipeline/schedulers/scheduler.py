@@ -65,9 +65,13 @@ class Solver:
     """One run's way down a grid; owned by the run, so it may remember what it has seen."""
 
     options: ClassVar[tuple[str, ...]] = ()  # attributes that `Scheduler.solver` takes by name
+    fleeting: ClassVar[tuple[str, ...]] = ()  # attributes that a copy makes anew, as they can't be copied
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         self.config, self.grid, self.scheduler = scheduler.config, grid, scheduler
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in self.fleeting}
 
     def scale(self, x: Tensor, i: int) -> Tensor:
         """The network's input at grid index i."""
@@ -180,14 +184,16 @@ class Scheduler(Stateful):
             raise CheckpointError(f"{path} does not hold an object.")
         return (config, unused) if return_unused_kwargs else config
 
+    def save_config(self, folder: str | Path) -> None:
+        """Write scheduler_config.json."""
+        self.save_pretrained(folder)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write scheduler_config.json."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         part = Path(folder, FILE + ".part")
         part.write_text(self._json() + "\n", "utf-8")
         os.replace(part, Path(folder, FILE))
-
-    save_config = save_pretrained
 
     def _json(self) -> str:
         shown = {"_class_name": type(self).__name__, "_diffusers_version": "0.42.1"}

@@ -109,6 +109,9 @@ class Stateful:
                 setattr(solver, name, value)
             elif value is not usual[name] and value != usual[name]:
                 raise ValueError(f"{name}={value} has no effect with {type(self).__name__}.")
+        if generator is not None and getattr(solver, "seed", 0) is None:
+            many = isinstance(generator, list)
+            solver.seed = [one.initial_seed() for one in generator] if many else generator.initial_seed()  # type: ignore[attr-defined]
         variance = None
         learns = str(self.config.get("variance_type")).startswith("learned")
         if learns and model_output.shape[1] == 2 * sample.shape[1]:
@@ -117,13 +120,13 @@ class Stateful:
         noise = (lambda: _drawn(like, generator)) if own_noise is None else (lambda: own_noise)
         made = solver.step(sample, model_output, i, noise, variance)
         if not self.call.at_any_time:
-            self._walked().index = i + 1
+            self.walk.index = i + 1
         values = dict(prev_sample=made.x) | ({self.call.gives: made.x0} if self.call.gives else {})
         return Output(values) if as_output else tuple(values.values())
 
     def locate(self, timestep: Any) -> tuple[Solver, int]:
         """The solver and the index on its grid for a step that is told this time."""
-        walk = self._walked()
+        walk = self.walk
         if self.call.at_any_time:
             told = timestep.item() if isinstance(timestep, Tensor) else timestep
             return self.solver(replace(walk.grid, timesteps=torch.tensor(self.times_at(told)))), 0
@@ -143,7 +146,9 @@ class Stateful:
         plain = self.from_config(self.config, **{key: value for key, value in PLAIN.items() if key in self.defaults})
         return plain.times(total, list(range(total))[::-1], None, None)
 
-    def _walked(self) -> Walk:
+    @property
+    def walk(self) -> Walk:
+        """The walk that set_timesteps began."""
         if self._walk is None:
             grid = self.training_grid()
             self._walk = Walk(grid, self.solver(grid), begun=False)
@@ -153,7 +158,7 @@ class Stateful:
         """The network's input."""
         from autopipeline.schedulers.scheduler import Solver
 
-        if self.call.at_any_time or type(self._walked().solver).scale is Solver.scale:
+        if self.call.at_any_time or type(self.walk.solver).scale is Solver.scale:
             return sample
         solver, i = self.locate(timestep)
         return solver.scale(sample, i)
@@ -174,8 +179,8 @@ class Stateful:
 
     def levels_at(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Share of signal and of noise for a batch of times, (B,)."""
-        walk = self._walked()
-        if walk.grid.sigmas is None:
+        walk = self.walk
+        if walk.grid.sigmas is None or self.call.noises_by_step:
             share = self.alphas_cumprod[timesteps.long().cpu()]
             return share.sqrt(), (1 - share).sqrt()
         if walk.begin is None:
@@ -211,22 +216,22 @@ class Stateful:
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the walk there, whatever time the first step is told."""
-        self._walked().begin = begin_index
+        self.walk.begin = begin_index
 
     @property
     def begin_index(self) -> int | None:
         """Where the walk was told to begin."""
-        return self._walked().begin
+        return self.walk.begin
 
     @property
     def step_index(self) -> int | None:
         """Where the walk stands; None before the first step, and where each step is told its time."""
-        return self._walked().index
+        return self.walk.index
 
     @property
     def timesteps(self) -> Tensor:
         """The times of the walk; before `set_timesteps`, all of training."""
-        return self._walked().grid.timesteps
+        return self.walk.grid.timesteps
 
     @timesteps.setter
     def timesteps(self, timesteps: Tensor) -> None:
@@ -235,7 +240,7 @@ class Stateful:
     @property
     def sigmas(self) -> Tensor:
         """The levels of the walk, on the CPU."""
-        levels = self._walked().grid.sigmas
+        levels = self.walk.grid.sigmas
         if levels is None:
             raise AttributeError(f"{type(self).__name__} has no sigmas.")
         return levels
@@ -245,20 +250,20 @@ class Stateful:
         self._regrid(sigmas=sigmas)
 
     def _regrid(self, **changes: Any) -> None:
-        walk = self._walked()
+        walk = self.walk
         grid = replace(walk.grid, **changes)
         self._walk = replace(walk, grid=grid, solver=self.solver(grid))
 
     @property
     def num_inference_steps(self) -> int | None:
         """The number of steps, once it is set."""
-        walk = self._walked()
+        walk = self.walk
         return walk.grid.steps if walk.begun else None
 
     @property
     def init_noise_sigma(self) -> Any:
         """What noise is multiplied by at the beginning."""
-        size = self._walked().grid.init_noise_sigma
+        size = self.walk.grid.init_noise_sigma
         return size if size == 1.0 else torch.tensor(size)
 
     def __len__(self) -> int:
@@ -271,7 +276,7 @@ class Stateful:
         """Figures of training (which scripts may replace, for themselves), and keys of the configuration."""
         config = self.__dict__.get("config", {})
         if name in ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod") and "beta_schedule" in self.defaults:
-            return _of_training(config, name, self._walked().grid.sigmas is not None)
+            return _of_training(config, name, self.walk.grid.sigmas is not None)
         if name in config:
             what = type(self).__name__
             warnings.warn(f"{what}.{name} is deprecated; read {what}.config.{name}.", FutureWarning, stacklevel=2)

@@ -88,7 +88,7 @@ class PNDMScheduler(Scheduler):
 
     def locate(self, timestep: Any) -> tuple[Solver, int]:
         """At the time it is told; what was said before counts."""
-        solver = self._walked().solver
+        solver = self.walk.solver
         assert isinstance(solver, discrete.PNDM)
         solver.times.append(int(timestep))
         return solver, len(solver.times) - 1
@@ -114,7 +114,7 @@ class PNDMScheduler(Scheduler):
         return self._step_as(0, *args, **keywords)
 
     def _step_as(self, start: int, *args: Any, **keywords: Any) -> Any:
-        solver = self._walked().solver
+        solver = self.walk.solver
         assert isinstance(solver, discrete.PNDM)
         usual, solver.start = solver.start, solver.count + start
         result = self.step(*args, **keywords)
@@ -124,11 +124,11 @@ class PNDMScheduler(Scheduler):
     @property
     def ets(self) -> list[torch.Tensor]:
         """What the network said in the last steps."""
-        return self._walked().solver.seen  # type: ignore[attr-defined]
+        return self.walk.solver.seen  # type: ignore[attr-defined]
 
     @ets.setter
     def ets(self, seen: list[torch.Tensor]) -> None:
-        self._walked().solver.seen = seen  # type: ignore[attr-defined]
+        self.walk.solver.seen = seen  # type: ignore[attr-defined]
 
     def check(self) -> None:
         """Only predictions of noise or velocity."""
