@@ -65,10 +65,11 @@ class Solver:
     """One run's way down a grid; owned by the run, so it may remember what it has seen."""
 
     options: ClassVar[tuple[str, ...]] = ()  # attributes that `Scheduler.solver` takes by name
-    fleeting: ClassVar[tuple[str, ...]] = ()  # attributes that a copy makes anew, as they can't be copied
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         self.config, self.grid, self.scheduler = scheduler.config, grid, scheduler
+
+    fleeting: ClassVar[tuple[str, ...]] = ()  # attributes that a copy makes anew, as they can't be copied
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in self.fleeting}
