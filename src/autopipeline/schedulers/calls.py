@@ -60,7 +60,7 @@ CALLS: Mapping[str, Call] = {
     "DDIM": Call("eta use_clipped_model_output generator variance_noise return_dict", "", CLEAN, at_any_time=True),
     "DDIMInverse": Call("return_dict", "", CLEAN, at_any_time=True, switches=False),
     "DDPM": Call(grid="timesteps", gives=CLEAN, at_any_time=True),
-    "DDPMWuerstchen": Call(grid="num_inference_steps timesteps device", at_any_time=True, switches=False),
+    "DDPMWuerstchen": Call(grid="num_inference_steps timesteps device", switches=False),
     "UnCLIP": Call("prev_timestep generator return_dict", "", CLEAN, at_any_time=True, switches=False),
     "RePaint": Call(
         "original_image mask generator return_dict",

@@ -5,7 +5,8 @@ use `grid()` and `solver()`, so that one scheduler serves many threads.
 
 How a class is called stands in `calls.py`, or in a `call` of its own; a class without one inherits it. Keywords of a
 step that are not known here (`eta`, `s_churn`, ...) are set as attributes of the solver; one that the solver has no
-attribute for is refused unless it is at its default. Those of set_timesteps go to `Scheduler.times`. A class may also
+attribute for is refused unless it is at its default. What a step gives beside the sample is the solver's attribute of
+that name, or else the clean sample. Those of set_timesteps go to `Scheduler.times`. A class may also
 override `locate` (solver and index of a step), `times_at` (the grid of a single step at any time), `levels_at` (for
 `add_noise` and `get_velocity`) and `training_grid` (what there is before set_timesteps).
 """
@@ -121,14 +122,15 @@ class Stateful:
         made = solver.step(sample, model_output, i, noise, variance)
         if not self.call.at_any_time:
             self.walk.index = i + 1
-        values = dict(prev_sample=made.x) | ({self.call.gives: made.x0} if self.call.gives else {})
+        gives = self.call.gives
+        values = dict(prev_sample=made.x) | ({gives: getattr(solver, gives, made.x0)} if gives else {})
         return Output(values) if as_output else tuple(values.values())
 
     def locate(self, timestep: Any) -> tuple[Solver, int]:
         """The solver and the index on its grid for a step that is told this time."""
         walk = self.walk
         if self.call.at_any_time:
-            told = timestep.item() if isinstance(timestep, Tensor) else timestep
+            told = torch.as_tensor(timestep).flatten()[0].item()  # one time, for a whole batch
             return self.solver(replace(walk.grid, timesteps=torch.tensor(self.times_at(told)))), 0
         if walk.index is None:
             walk.index = self.index_for_timestep(timestep) if walk.begin is None else walk.begin
@@ -137,12 +139,12 @@ class Stateful:
         return walk.solver, walk.index
 
     def times_at(self, timestep: float) -> list[float]:
-        """The grid for a single step."""
-        return [timestep]
+        """The grid for a single step: one step of training, unless the solver knows of another."""
+        return [timestep, timestep - 1] if timestep >= 1 else [timestep]
 
     def training_grid(self) -> Grid:
         """All of training, as long as no other times are set."""
-        total = self.config["num_train_timesteps"]
+        total = self.config.get("num_train_timesteps", 1)
         plain = self.from_config(self.config, **{key: value for key, value in PLAIN.items() if key in self.defaults})
         return plain.times(total, list(range(total))[::-1], None, None)
 
@@ -166,7 +168,8 @@ class Stateful:
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """Where a walk that is told this time first begins; of a time that is there twice, the second."""
         times = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        found = (times == torch.as_tensor(timestep, device=times.device)).nonzero().flatten().tolist()
+        told = torch.as_tensor(timestep, device=times.device).flatten()[0]
+        found = (times == told).nonzero().flatten().tolist()
         if not found and not self.call.unknown_is_last:
             raise IndexError(f"timestep={timestep} is not one of the timesteps of {type(self).__name__}.")
         return found[:2][-1] if found else len(times) - 1
