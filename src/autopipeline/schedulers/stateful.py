@@ -5,10 +5,11 @@ use `grid()` and `solver()`, so that one scheduler serves many threads.
 
 How a class is called stands in `calls.py`, or in a `call` of its own; a class without one inherits it. Keywords of a
 step that are not known here (`eta`, `s_churn`, ...) are set as attributes of the solver; one that the solver has no
-attribute for is refused unless it is at its default. What a step gives beside the sample is the solver's attribute of
-that name, or else the clean sample. Those of set_timesteps go to `Scheduler.times`. A class may also
-override `locate` (solver and index of a step), `times_at` (the grid of a single step at any time), `levels_at` (for
-`add_noise` and `get_velocity`) and `training_grid` (what there is before set_timesteps).
+attribute for is refused unless it is at its default. What a step gives beside the sample is the tensor that the solver
+has under that name, or else the clean sample. A solver whose `seed` is None gets that of the generator. Keywords of
+set_timesteps go to `Scheduler.times`. A class may also override `locate` (solver and index of a step), `times_at` (the
+grid of a single step at any time), `levels_at` (for `add_noise` and `get_velocity`) and `training_grid` (what there is
+before set_timesteps).
 """
 
 from __future__ import annotations
@@ -122,8 +123,9 @@ class Stateful:
         made = solver.step(sample, model_output, i, noise, variance)
         if not self.call.at_any_time:
             self.walk.index = i + 1
-        gives = self.call.gives
-        values = dict(prev_sample=made.x) | ({gives: getattr(solver, gives, made.x0)} if gives else {})
+        own = getattr(solver, self.call.gives, None)
+        second = own.to(made.x.dtype) if isinstance(own, Tensor) else made.x0
+        values = dict(prev_sample=made.x) | ({self.call.gives: second} if self.call.gives else {})
         return Output(values) if as_output else tuple(values.values())
 
     def locate(self, timestep: Any) -> tuple[Solver, int]:
