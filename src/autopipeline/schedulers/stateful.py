@@ -158,7 +158,7 @@ class Stateful:
             self._walk = Walk(grid, self.solver(grid), begun=False)
         return self._walk
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, **unused: Any) -> Tensor:
         """The network's input."""
         from autopipeline.schedulers.scheduler import Solver
 
