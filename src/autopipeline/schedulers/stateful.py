@@ -120,7 +120,13 @@ class Stateful:
             model_output, variance = model_output.chunk(2, dim=1)
         like = model_output.float() if self.call.draws_in_single else model_output
         noise = (lambda: _drawn(like, generator)) if own_noise is None else (lambda: own_noise)
-        made = solver.step(sample, model_output, i, noise, variance)
+        try:
+            made = solver.step(sample, model_output, i, noise, variance)
+        except IndexError:
+            if i < len(solver.grid.timesteps):
+                raise
+            what = type(self).__name__
+            raise IndexError(f"{what} has done its last step; set_timesteps begins another walk.") from None
         if not self.call.at_any_time:
             self.walk.index = i + 1
         own = getattr(solver, self.call.gives, None)
@@ -136,8 +142,6 @@ class Stateful:
             return self.solver(replace(walk.grid, timesteps=torch.tensor(self.times_at(told)))), 0
         if walk.index is None:
             walk.index = self.index_for_timestep(timestep) if walk.begin is None else walk.begin
-        if walk.index >= len(walk.grid.timesteps):
-            raise IndexError(f"{type(self).__name__} has done its last step; set_timesteps begins another walk.")
         return walk.solver, walk.index
 
     def times_at(self, timestep: float) -> list[float]:
