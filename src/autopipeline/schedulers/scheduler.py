@@ -18,6 +18,7 @@ from torch import Tensor
 
 from autopipeline.config import Config
 from autopipeline.errors import CheckpointError
+from autopipeline.schedulers.stateful import Stateful
 
 Noise = Callable[[], Tensor]
 Own = Sequence[float] | None
@@ -101,7 +102,7 @@ class Solver:
         raise NotImplementedError
 
 
-class Scheduler:
+class Scheduler(Stateful):
     """An immutable configuration; the keys, their defaults and the class names are those of published checkpoints."""
 
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -128,7 +129,8 @@ class Scheduler:
 
     def _configure(self, given: Mapping[str, Any]) -> None:
         left = [name for name in self.defaults if name not in given]
-        self.config = Config(dict(self.defaults) | dict(given) | ({"_use_default_values": left} if left else {}))
+        all_of_it = dict(self.defaults) | dict(given) | ({"_use_default_values": left} if left else {})
+        self.config = Config({key: list(v) if isinstance(v, tuple) else v for key, v in all_of_it.items()})
         self.check()
 
     def check(self) -> None:
@@ -146,22 +148,37 @@ class Scheduler:
                 raise ValueError(f"{name}={self.config[name]!r} is not known to {kind}; it can be {', '.join(able)}.")
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any] | Scheduler, **changes: Any) -> Self:
+    def from_config(
+        cls, config: Mapping[str, Any] | Scheduler, *, return_unused_kwargs: bool = False, **changes: Any
+    ) -> Self:
         """A scheduler from the configuration of another, of any class.
 
         Keys that this class does not know are kept for the next one; those that the other class had left at its own
-        defaults take this class's defaults.
+        defaults take this class's defaults. With `return_unused_kwargs`, what this class does not know comes second.
         """
         given = dict(config.config if isinstance(config, Scheduler) else config)
         left = set(given.pop("_use_default_values", ()))
         given = {name: value for name, value in given.items() if name not in left and not name.startswith("_")}
         made = cls.__new__(cls)
-        made._configure(given | changes)
-        return made
+        made._configure(given | {name: value for name, value in changes.items() if name in cls.defaults})
+        unused = {name: value for name, value in (given | changes).items() if name not in cls.defaults}
+        return (made, unused) if return_unused_kwargs else made  # type: ignore[return-value]
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, subfolder: str | None = None, **changes: Any) -> Self:
         """Read scheduler_config.json from a folder; raises CheckpointError where there is none that makes sense."""
+        config = cls.load_config(folder, subfolder)
+        try:
+            return cls.from_config(config, **changes)
+        except ValueError as error:
+            where = Path(folder, subfolder or "", FILE)
+            raise CheckpointError(f"{where} does not describe a {cls.__name__}: {error}") from None
+
+    @classmethod
+    def load_config(
+        cls, folder: str | Path, subfolder: str | None = None, *, return_unused_kwargs: bool = False, **unused: Any
+    ) -> Any:
+        """What scheduler_config.json says; with `return_unused_kwargs`, with the other keywords that were given."""
         path = (Path(folder, subfolder) if subfolder else Path(folder)) / FILE
         try:
             config = json.loads(path.read_text("utf-8"))
@@ -171,10 +188,11 @@ class Scheduler:
             raise CheckpointError(f"{path} is not valid JSON.") from None
         if not isinstance(config, dict):
             raise CheckpointError(f"{path} does not hold an object.")
-        try:
-            return cls.from_config(config, **changes)
-        except ValueError as error:
-            raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error}") from None
+        return (config, unused) if return_unused_kwargs else config
+
+    def save_config(self, folder: str | Path) -> None:
+        """Write scheduler_config.json."""
+        self.save_pretrained(folder)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write scheduler_config.json."""
@@ -190,17 +208,6 @@ class Scheduler:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self._json(str)}\n"
-
-    @property
-    def compatibles(self) -> list[type[Scheduler]]:
-        """The classes that can take over this configuration."""
-        from autopipeline import schedulers
-
-        return [
-            getattr(schedulers, name)
-            for name in schedulers.__all__
-            if name.endswith("Scheduler") and name != "Scheduler"
-        ]
 
     def grid(
         self,

@@ -59,6 +59,11 @@ class DDPMScheduler(_OnTrainingSteps):
     solver_class = discrete.DDPM
     takes = ("timesteps",)
 
+    def times_at(self, timestep: float) -> list[float]:
+        """The time and the one after it."""
+        after = int(self.previous_timestep(timestep))
+        return [timestep, after] if after >= 0 else [timestep]
+
 
 class DDIMParallelScheduler(DDIMScheduler):
     """DDIM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
@@ -182,6 +187,51 @@ class PNDMScheduler(Scheduler):
     )
     solver_class = discrete.PNDM
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(prediction_type=("epsilon", "v_prediction"))
+    pndm_order = 4
+
+    def locate(self, timestep: Any) -> tuple[Solver, int]:
+        """At the time it is told; what was said before counts."""
+        solver = self.walk.solver
+        assert isinstance(solver, discrete.PNDM)
+        solver.times.append(int(timestep))
+        return solver, len(solver.times) - 1
+
+    @property
+    def prk_timesteps(self) -> torch.Tensor:
+        """Times of the Runge-Kutta start."""
+        return self.timesteps[: 0 if self.config.skip_prk_steps else 12]
+
+    @property
+    def plms_timesteps(self) -> torch.Tensor:
+        """Times of the linear multistep method."""
+        return self.timesteps[len(self.prk_timesteps) :]
+
+    def step_prk(self, *args: Any, **keywords: Any) -> Any:
+        """A step of the Runge-Kutta start, whatever was before."""
+        return self._step_as(12, *args, **keywords)
+
+    def step_plms(self, *args: Any, **keywords: Any) -> Any:
+        """A step of the linear multistep method; the start has to be over."""
+        if not self.config.skip_prk_steps and not self.ets:
+            raise ValueError("PNDMScheduler with Runge-Kutta steps begins with step_prk.")
+        return self._step_as(0, *args, **keywords)
+
+    def _step_as(self, start: int, *args: Any, **keywords: Any) -> Any:
+        solver = self.walk.solver
+        assert isinstance(solver, discrete.PNDM)
+        usual, solver.start = solver.start, solver.count + start
+        result = self.step(*args, **keywords)
+        solver.start = usual
+        return result
+
+    @property
+    def ets(self) -> list[torch.Tensor]:
+        """What the network said in the last steps."""
+        return self.walk.solver.seen  # type: ignore[attr-defined]
+
+    @ets.setter
+    def ets(self, seen: list[torch.Tensor]) -> None:
+        self.walk.solver.seen = seen  # type: ignore[attr-defined]
 
     def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """The second time is done twice; with a Runge-Kutta start, the first three steps take four evaluations."""

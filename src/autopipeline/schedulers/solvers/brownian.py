@@ -18,19 +18,31 @@ class BrownianNoise:
     """
 
     def __init__(self, noise: Noise, low: float, high: float, seed: int | Sequence[int] | None) -> None:
+        x = noise()
+        self.batched = isinstance(seed, Sequence)
+        self.seeds = list(seed) if isinstance(seed, Sequence) else [_seed(x) if seed is None else int(seed)]
+        if self.batched and len(self.seeds) != len(x):
+            count = len(self.seeds)
+            raise ValueError(f"{count} seeds were given for {len(x)} pictures; give one, or one for each picture.")
+        self.low, self.high = torch.tensor(float(low)), torch.tensor(float(high))
+        self.like = (x.shape[1:] if self.batched else x.shape, x.dtype, x.device)
+        self.paths = self._laid()
+
+    def _laid(self) -> list[Any]:
         try:
             from torchsde import BrownianInterval  # type: ignore[import-not-found,import-untyped]
         except ImportError:
             raise ImportError("This scheduler needs torchsde: pip install 'autopipeline[sde]'.") from None
-        x = noise()
-        self.batched = isinstance(seed, Sequence)
-        seeds = list(seed) if isinstance(seed, Sequence) else [_seed(x) if seed is None else int(seed)]
-        if self.batched and len(seeds) != len(x):
-            raise ValueError(f"{len(seeds)} seeds were given for {len(x)} pictures; give one, or one for each picture.")
-        self.low, self.high = torch.tensor(float(low)), torch.tensor(float(high))
-        options: dict[str, Any] = dict(dtype=x.dtype, device=x.device, tol=1e-6, pool_size=24, halfway_tree=True)
-        options["size"] = x.shape[1:] if self.batched else x.shape
-        self.paths: list[Any] = [BrownianInterval(self.low, self.high, entropy=entropy, **options) for entropy in seeds]
+        size, dtype, device = self.like
+        kind: dict[str, Any] = dict(size=size, dtype=dtype, device=device, tol=1e-6, pool_size=24, halfway_tree=True)
+        return [BrownianInterval(self.low, self.high, entropy=seed, **kind) for seed in self.seeds]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "paths"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.paths = self._laid()  # paths can't be copied, but their seeds say all
 
     def __call__(self, start: Tensor, end: Tensor) -> Tensor:
         """Unit noise for the way from one sigma to another; the path stands still outside of its ends."""

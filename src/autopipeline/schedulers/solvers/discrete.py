@@ -61,12 +61,17 @@ def spread(here: Tensor, there: Tensor) -> Tensor:
 class DDIM(Discrete):
     """Song et al. 2021, eq. 12; eta in 0..1 adds the noise of DDPM."""
 
+    use_clipped_model_output = False  # the noise that belongs to the limited clean sample
+
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
         """One step of the stride that the number of steps gives."""
         here, there = self.shares(i)
         x0 = self.denoised(x, pred, i)
+        direction = self.noise_in(x, pred, i)
+        if self.use_clipped_model_output:
+            direction = (x - here.sqrt().to(x) * x0) / (1 - here).sqrt().to(x)
         std = self.eta * spread(here, there) if self.eta else torch.tensor(0.0)
-        new = there.sqrt().to(x) * x0 + (1 - there - std**2).sqrt().to(x) * self.noise_in(x, pred, i)
+        new = there.sqrt().to(x) * x0 + (1 - there - std**2).sqrt().to(x) * direction
         return (new + std.to(x) * noise() if self.eta > 0 else new), x0
 
     def shares(self, i: int) -> Pair:
