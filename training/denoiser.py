@@ -65,7 +65,7 @@ def noise_levels(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def worth(t: torch.Tensor) -> torch.Tensor:
-    """How much the error at each training step of t counts, (count,): about one over what it is in a half-trained model.
+    """How much the error at each training step of t counts, (count,): one over what it is in a half-trained model.
 
     So every noise level has the same say, as in EDM2 (Karras et al. 2024, section 2.2, there learned). Unweighed, half
     of the loss comes from the noisiest quarter, where nobody can know yet where things stand, and its noise hides what
@@ -77,7 +77,10 @@ def worth(t: torch.Tensor) -> torch.Tensor:
 
 
 def loss_of(model: nn.Module, x0: torch.Tensor, ids: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Mean squared error of the velocity, weighed by noise level; one caption in ten is dropped, half of those as the empty text."""
+    """Mean squared error of the velocity, weighed by noise level.
+
+    One caption in ten is dropped, a third of those as the empty text.
+    """
     device, count = x0.device, len(x0)
     t = noise_levels(count, generator)
     fate = torch.rand(count, generator=generator)

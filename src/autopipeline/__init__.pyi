@@ -59,6 +59,7 @@ class LatentConsistencyModelImg2ImgPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class LatentConsistencyModelPipeline(DiffusionPipeline):
@@ -86,6 +87,7 @@ class LatentConsistencyModelPipeline(DiffusionPipeline):
         strength: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetImg2ImgPipeline(DiffusionPipeline):
@@ -121,6 +123,7 @@ class StableDiffusionControlNetImg2ImgPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetInpaintPipeline(DiffusionPipeline):
@@ -156,6 +159,7 @@ class StableDiffusionControlNetInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetPAGInpaintPipeline(DiffusionPipeline):
@@ -192,6 +196,7 @@ class StableDiffusionControlNetPAGInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetPAGPipeline(DiffusionPipeline):
@@ -231,6 +236,7 @@ class StableDiffusionControlNetPAGPipeline(DiffusionPipeline):
         strength: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetPipeline(DiffusionPipeline):
@@ -268,6 +274,7 @@ class StableDiffusionControlNetPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionImg2ImgPipeline(DiffusionPipeline):
@@ -301,6 +308,7 @@ class StableDiffusionImg2ImgPipeline(DiffusionPipeline):
         latents: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionInpaintPipeline(DiffusionPipeline):
@@ -334,6 +342,7 @@ class StableDiffusionInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPAGImg2ImgPipeline(DiffusionPipeline):
@@ -370,6 +379,7 @@ class StableDiffusionPAGImg2ImgPipeline(DiffusionPipeline):
         guidance_rescale: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPAGInpaintPipeline(DiffusionPipeline):
@@ -406,6 +416,7 @@ class StableDiffusionPAGInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPAGPipeline(DiffusionPipeline):
@@ -442,6 +453,7 @@ class StableDiffusionPAGPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPipeline(DiffusionPipeline):
@@ -476,6 +488,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetImg2ImgPipeline(DiffusionPipeline):
@@ -526,6 +539,7 @@ class StableDiffusionXLControlNetImg2ImgPipeline(DiffusionPipeline):
         guidance_rescale: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetInpaintPipeline(DiffusionPipeline):
@@ -573,6 +587,7 @@ class StableDiffusionXLControlNetInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetPAGImg2ImgPipeline(DiffusionPipeline):
@@ -620,6 +635,7 @@ class StableDiffusionXLControlNetPAGImg2ImgPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetPAGPipeline(DiffusionPipeline):
@@ -670,6 +686,7 @@ class StableDiffusionXLControlNetPAGPipeline(DiffusionPipeline):
         negative_aesthetic_score: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetPipeline(DiffusionPipeline):
@@ -722,6 +739,7 @@ class StableDiffusionXLControlNetPipeline(DiffusionPipeline):
         guidance_rescale: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLImg2ImgPipeline(DiffusionPipeline):
@@ -770,6 +788,7 @@ class StableDiffusionXLImg2ImgPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLInpaintPipeline(DiffusionPipeline):
@@ -818,6 +837,7 @@ class StableDiffusionXLInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPAGImg2ImgPipeline(DiffusionPipeline):
@@ -868,6 +888,7 @@ class StableDiffusionXLPAGImg2ImgPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPAGInpaintPipeline(DiffusionPipeline):
@@ -918,6 +939,7 @@ class StableDiffusionXLPAGInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPAGPipeline(DiffusionPipeline):
@@ -968,6 +990,7 @@ class StableDiffusionXLPAGPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPipeline(DiffusionPipeline):
@@ -1016,4 +1039,5 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
