@@ -27,7 +27,7 @@ def test_example(place: str, code: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_links_and_pictures_are_there() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "docs/differences.md", "training/README.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "docs/differences.md", "docs/schedulers.md", "training/README.md"):
         page = ROOT / name
         for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{name} links to {target}"
