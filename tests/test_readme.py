@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 def examples() -> list[tuple[str, str]]:
     """Every block of Python, with the place where it stands."""
     found: list[tuple[str, str]] = []
-    for name in ("README.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "docs/schedulers.md"):
         for match in re.finditer(r"^```python\n(.*?)^```", (ROOT / name).read_text("utf-8"), re.S | re.M):
             line = (ROOT / name).read_text("utf-8")[: match.start()].count("\n") + 1
             found.append((f"{name}:{line}", match[1]))
