@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 import autopipeline as ap
+from autopipeline.samplers import SAMPLERS
 
 SCENES = [
     "a large red circle left of a small blue square on a yellow background",
@@ -48,7 +49,32 @@ def tasks() -> Image.Image:
     return row([start, other, mask, painted])
 
 
+STEPS = (4, 6, 10, 20)
+CELL = 72
+
+
+def schedulers() -> Image.Image:
+    """One prompt and seed over schedulers (rows, in two columns) and steps."""
+    pipe = ap.AutoPipelineForText2Image.from_pretrained("scenes-128")
+    pipe.set_progress_bar_config(disable=True)
+    names = [sampler.name for sampler in SAMPLERS if sampler.plain]
+    half = -(-len(names) // 2)
+    wide = 150 + len(STEPS) * (CELL + 4)
+    sheet = Image.new("RGB", (2 * wide, 24 + half * (CELL + 4)), "white")
+    ink, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for k, name in enumerate(names):
+        left, top = k // half * wide, 24 + k % half * (CELL + 4)
+        ink.text((left + 8, top + CELL // 2 - 8), name, "black", font)
+        for j, steps in enumerate(STEPS):
+            at = left + 150 + j * (CELL + 4)
+            ink.text((at + 4, 4), f"{steps} steps", "black", font)
+            made = pipe(SCENES[0], seed=1, num_inference_steps=steps, scheduler=name).images[0]
+            sheet.paste(made.resize((CELL, CELL), Image.Resampling.LANCZOS), (at, top))
+    return sheet
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     scenes().save(FOLDER / "scenes.png", optimize=True)
     tasks().save(FOLDER / "tasks.png", optimize=True)
+    schedulers().save(FOLDER / "schedulers.png", optimize=True)

@@ -65,7 +65,7 @@ def test_a_picture_with_its_recipe(generate: Command, tmp_path: Path) -> None:
     assert (first, negative) == ("red cat", "Negative prompt: sun")
     known = dict(part.split(": ", 1) for part in rest.split(", "))
     assert known["Steps"] == "3"
-    assert known["Sampler"] == "PNDM"
+    assert known["Sampler"] == "PLMS"
     assert known["CFG scale"] == "4.5"
     assert known["Seed"] == "7"
     assert known["Size"] == "64x64"
@@ -163,13 +163,6 @@ def test_failures_are_a_sentence_and_a_code(
     assert "Traceback" not in err
     assert not out
     assert not list(tmp_path.iterdir())
-
-
-def test_schedulers_by_short_names() -> None:
-    assert cli.find_scheduler("euler").__name__ == "EulerDiscreteScheduler"
-    assert cli.find_scheduler("Euler ancestral").__name__ == "EulerAncestralDiscreteScheduler"
-    assert cli.find_scheduler("dpmsolver-multistep").__name__ == "DPMSolverMultistepScheduler"
-    assert cli.find_scheduler("UniPCMultistepScheduler").__name__ == "UniPCMultistepScheduler"
 
 
 def test_a_full_disk_leaves_nothing(generate: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 def examples() -> list[tuple[str, str]]:
     """Every block of Python, with the place where it stands."""
     found: list[tuple[str, str]] = []
-    for name in ("README.md", "CONTRIBUTING.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "docs/schedulers.md"):
         for match in re.finditer(r"^```python\n(.*?)^```", (ROOT / name).read_text("utf-8"), re.S | re.M):
             line = (ROOT / name).read_text("utf-8")[: match.start()].count("\n") + 1
             found.append((f"{name}:{line}", match[1]))
@@ -27,7 +27,7 @@ def test_example(place: str, code: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_links_and_pictures_are_there() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "docs/differences.md", "training/README.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "docs/differences.md", "docs/schedulers.md", "training/README.md"):
         page = ROOT / name
         for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{name} links to {target}"

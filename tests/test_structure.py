@@ -19,7 +19,7 @@ ORDER = [
     {"denoise"},
     {"addons", "tasks"},
     {"families", "shipped"},
-    {"names", "loading", "kinds"},
+    {"names", "loading", "kinds", "samplers"},
     {"selection"},
     {"inspection"},
     {"binding"},
@@ -74,7 +74,9 @@ def test_no_family_is_named_in_the_core() -> None:
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    assert not heavy("import autopipeline, autopipeline.names, autopipeline.selection, autopipeline.cli")
+    assert not heavy(
+        "import autopipeline, autopipeline.names, autopipeline.selection, autopipeline.cli, autopipeline.samplers"
+    )
 
 
 def test_pipelines_import_no_transformers() -> None:

@@ -86,6 +86,7 @@ class LatentConsistencyModelImg2ImgPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class LatentConsistencyModelPipeline(DiffusionPipeline):
@@ -113,6 +114,7 @@ class LatentConsistencyModelPipeline(DiffusionPipeline):
         strength: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetImg2ImgPipeline(DiffusionPipeline):
@@ -148,6 +150,7 @@ class StableDiffusionControlNetImg2ImgPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetInpaintPipeline(DiffusionPipeline):
@@ -183,6 +186,7 @@ class StableDiffusionControlNetInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetPAGInpaintPipeline(DiffusionPipeline):
@@ -219,6 +223,7 @@ class StableDiffusionControlNetPAGInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetPAGPipeline(DiffusionPipeline):
@@ -258,6 +263,7 @@ class StableDiffusionControlNetPAGPipeline(DiffusionPipeline):
         strength: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetPipeline(DiffusionPipeline):
@@ -295,6 +301,7 @@ class StableDiffusionControlNetPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionImg2ImgPipeline(DiffusionPipeline):
@@ -328,6 +335,7 @@ class StableDiffusionImg2ImgPipeline(DiffusionPipeline):
         latents: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionInpaintPipeline(DiffusionPipeline):
@@ -361,6 +369,7 @@ class StableDiffusionInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPAGImg2ImgPipeline(DiffusionPipeline):
@@ -397,6 +406,7 @@ class StableDiffusionPAGImg2ImgPipeline(DiffusionPipeline):
         guidance_rescale: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPAGInpaintPipeline(DiffusionPipeline):
@@ -433,6 +443,7 @@ class StableDiffusionPAGInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPAGPipeline(DiffusionPipeline):
@@ -469,6 +480,7 @@ class StableDiffusionPAGPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPipeline(DiffusionPipeline):
@@ -503,6 +515,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetImg2ImgPipeline(DiffusionPipeline):
@@ -553,6 +566,7 @@ class StableDiffusionXLControlNetImg2ImgPipeline(DiffusionPipeline):
         guidance_rescale: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetInpaintPipeline(DiffusionPipeline):
@@ -600,6 +614,7 @@ class StableDiffusionXLControlNetInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetPAGImg2ImgPipeline(DiffusionPipeline):
@@ -647,6 +662,7 @@ class StableDiffusionXLControlNetPAGImg2ImgPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetPAGPipeline(DiffusionPipeline):
@@ -697,6 +713,7 @@ class StableDiffusionXLControlNetPAGPipeline(DiffusionPipeline):
         negative_aesthetic_score: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetPipeline(DiffusionPipeline):
@@ -749,6 +766,7 @@ class StableDiffusionXLControlNetPipeline(DiffusionPipeline):
         guidance_rescale: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLImg2ImgPipeline(DiffusionPipeline):
@@ -797,6 +815,7 @@ class StableDiffusionXLImg2ImgPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLInpaintPipeline(DiffusionPipeline):
@@ -845,6 +864,7 @@ class StableDiffusionXLInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPAGImg2ImgPipeline(DiffusionPipeline):
@@ -895,6 +915,7 @@ class StableDiffusionXLPAGImg2ImgPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPAGInpaintPipeline(DiffusionPipeline):
@@ -945,6 +966,7 @@ class StableDiffusionXLPAGInpaintPipeline(DiffusionPipeline):
         *,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPAGPipeline(DiffusionPipeline):
@@ -995,6 +1017,7 @@ class StableDiffusionXLPAGPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPipeline(DiffusionPipeline):
@@ -1043,4 +1066,5 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
+        scheduler: Any = None,
     ) -> Any: ...

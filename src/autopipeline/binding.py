@@ -14,13 +14,13 @@ from autopipeline import kinds, prompts
 from autopipeline.names import NOUNS, TASKS
 from autopipeline.stage import Family, Random, Run
 
-OURS: dict[str, Any] = {"seed": None, "cancel": None}
+OURS: dict[str, Any] = {"seed": None, "cancel": None, "scheduler": None}
 """Parameters that every pipeline has beyond those of its family."""
 
 INPUTS = {"image2image": "image", "inpaint": "mask_image"}
 BATCHED = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "image", "mask_image", "masked_image_latents")
 EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "latents")
-NUMBERS = [
+NUMBERS = [  # and other single values
     "height",
     "width",
     "num_inference_steps",
@@ -37,6 +37,7 @@ NUMBERS = [
     "padding_mask_crop",
     "pag_scale",
     "pag_adaptive_scale",
+    "scheduler",
 ]
 SEQUENCES = [
     "timesteps",

@@ -80,7 +80,7 @@ def cli() -> None:
 @click.option("--cfg-scale", type=float, help="Guidance scale.")
 @click.option("--strength", type=float, help="How much of the picture is changed, 0 to 1.")
 @click.option("--negative-prompt", help="What should not be in the picture.")
-@click.option("--scheduler", help="Such as euler, ddim, dpmsolver-multistep, or a class name.")
+@click.option("--scheduler", help='Such as "Euler a" or "DPM++ 2M Karras"; `autopipeline schedulers` lists them.')
 @click.option("--dtype", help="float32, bfloat16, float16, or auto (as stored).")
 @click.option("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one.")
 @click.option("--variant", help="Such as fp16: which of several sets of weights.")
@@ -150,7 +150,7 @@ def make(order: dict[str, Any], seed: int, count: int, quiet: bool) -> list[tupl
 
     import torch
 
-    from autopipeline import auto, recipe
+    from autopipeline import auto, recipe, samplers
     from autopipeline.names import AUTO
     from autopipeline.selection import locate
 
@@ -158,7 +158,7 @@ def make(order: dict[str, Any], seed: int, count: int, quiet: bool) -> list[tupl
     load = {name: value for name, value in order["load"].items() if value}
     pipe = getattr(auto, AUTO[order["task"]]).from_pretrained(order["model"], device_map=device, **load)
     if order["scheduler_name"]:
-        pipe.scheduler = find_scheduler(order["scheduler_name"]).from_config(pipe.scheduler.config)
+        pipe.scheduler = samplers.scheduler(order["scheduler_name"], pipe.scheduler)
     pipe.set_progress_bar_config(disable=quiet, desc="steps", unit="step")
     images = {name: path for name, path in order["images"].items() if path}
     result = pipe(**order["call"], **images, num_images_per_prompt=count, seed=seed)
@@ -192,28 +192,6 @@ def _listed(config: Any) -> dict[str, Any]:
 
 def _networks(pipe: Any) -> dict[str, Any]:
     return {name: part for name, part in pipe.components.items() if hasattr(part, "parameters")}
-
-
-def find_scheduler(name: str) -> Any:
-    """The scheduler class that a name means: its class name, or part of it in any spelling."""
-    import difflib
-
-    from autopipeline import schedulers
-
-    able = {_bare(known): known for known in schedulers.__all__ if known.endswith("Scheduler") and known != "Scheduler"}
-    wanted = _bare(name)
-    starts = [bare for bare in able if bare.startswith(wanted)]
-    found = wanted if wanted in able else min(starts, key=len, default=None) if wanted else None
-    if found is None:
-        near = difflib.get_close_matches(wanted, able, 3, 0.3)
-        nearest = f"; the nearest are {', '.join(able[bare] for bare in near)}" if near else ""
-        raise ValueError(f"There is no scheduler {name!r}{nearest}.")
-    return getattr(schedulers, able[found])
-
-
-def _bare(name: str) -> str:
-    letters = "".join(letter for letter in name.lower() if letter.isalnum())
-    return letters.removesuffix("scheduler").replace("discrete", "")
 
 
 @cli.command(**OPTIONS, short_help="Make the picture in a file again, and compare.")
@@ -315,6 +293,27 @@ def models(as_json: bool) -> int:
         cells = "".join(row.classes.get(task, "-").ljust(48) for task in names.TASKS).rstrip()
         click.echo(("* " if row.built else "  ") + row.key.ljust(width) + cells)
     click.echo(f"\n* can be run by this version. Shipped models: {', '.join(shipped.names()) or 'none'}.")
+    return 0
+
+
+@cli.command(**OPTIONS, short_help="List the schedulers by the names that people use.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def schedulers(as_json: bool) -> int:
+    """List the schedulers: names, classes, and the words for noise levels that may follow a name."""
+    from autopipeline import samplers
+
+    if as_json:
+        rows = [row._asdict() | {"config": dict(row.config)} for row in samplers.SAMPLERS]
+        levels = {word: dict(sets) for word, sets in samplers.LEVELS.items()}
+        click.echo(json.dumps({"samplers": rows, "levels": levels}, indent=2))
+        return 0
+    click.echo("name".ljust(20) + "class, and what is set".ljust(72) + "also for")
+    for row in samplers.SAMPLERS:
+        sets = ", ".join(f"{key}={value}" for key, value in row.config.items())
+        also = ", ".join(kind for kind, able in (("flow", row.flow), ("edm", row.edm)) if able)
+        click.echo((row.name.ljust(20) + f"{row.plain} {sets and f'({sets})'}".ljust(72) + also).rstrip())
+    click.echo(f"\nAfter a name, for the noise levels: {', '.join(samplers.LEVELS)}. Example: DPM++ 2M SDE Karras.")
+    click.echo("flow: models such as SD3 and Flux; edm: such as Playground 2.5. Class names do as well.")
     return 0
 
 

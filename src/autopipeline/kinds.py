@@ -99,6 +99,9 @@ def _check_objects(args: Mapping[str, Any]) -> None:
         raise _wrong("generator", generator, "a torch.Generator, or a list of them")
     if args["cancel"] is not None and not hasattr(args["cancel"], "is_set"):
         raise _wrong("cancel", args["cancel"], "a threading.Event")
+    chosen = args["scheduler"]
+    if chosen is not None and not isinstance(chosen, str) and not hasattr(chosen, "solver"):
+        raise _wrong("scheduler", chosen, "a scheduler, or the name of one")
     if args["callback_on_step_end"] is not None and not callable(args["callback_on_step_end"]):
         raise _wrong("callback_on_step_end", args["callback_on_step_end"], "a function")
 

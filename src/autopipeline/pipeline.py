@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from autopipeline import families, images, names
+from autopipeline import families, images, names, samplers
 from autopipeline.binding import Bound, bind, nearest, runs, signature
 from autopipeline.config import Config
 from autopipeline.denoise import OnStep, answer, denoise, drive
@@ -177,6 +177,14 @@ class DiffusionPipeline:
         self._check(bound)
         return Bound(bound.task, self.family.read(self.components, bound.args))
 
+    def _components(self, run: Run) -> dict[str, Any]:
+        """The components, with the scheduler that the run asks for."""
+        chosen = run["scheduler"]
+        if chosen is None:
+            return self.components
+        made = samplers.scheduler(chosen, self.components["scheduler"]) if isinstance(chosen, str) else chosen
+        return self.components | {"scheduler": made}
+
     def _check(self, bound: Bound) -> None:
         args = bound.args
         reason = self._impossible(bound.task)
@@ -206,8 +214,9 @@ class DiffusionPipeline:
     def __call__(self, *args: Any, **kwargs: Any) -> Output | tuple[Any, ...]:
         """Make pictures. The parameters are those of the family and task: see `inspect.signature(type(pipe).__call__)`.
 
-        Besides: `seed` (an int, counted up over the pictures, or one for each), `cancel` (a `threading.Event`), and any
-        number (steps, guidance, strength, sizes ...) as a list, one item a prompt.
+        Besides: `seed` (an int, counted up over the pictures, or one for each), `scheduler` (a scheduler or a name such
+        as "DPM++ 2M Karras", for this call alone), `cancel` (a `threading.Event`), and any number (steps, guidance,
+        strength, sizes ...) as a list, one item a prompt.
         """
         bound = self._bind(args, kwargs)
         made = [self._prepare(bound.task, run) for run in runs(self.family, bound, self._settings)]
@@ -267,8 +276,9 @@ class DiffusionPipeline:
             height, width = self.family.size(self.components)
             for side, default in (("height", height), ("width", width)):
                 args[side] = default if args[side] is None else args[side]
-        self.family.check(self.components, args)
-        stages = self.family.stages(self.components, run)
+        components = self._components(run)
+        self.family.check(components, args)
+        stages = self.family.stages(components, run)
         return self._chain(task, stages, run), run
 
     def _chain(self, task: str, stages: Any, run: Run) -> Loop:

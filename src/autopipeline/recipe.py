@@ -14,6 +14,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from autopipeline import samplers
+
 KEY = "autopipeline"
 A1111 = "parameters"
 FORM = dict.fromkeys(("model", "task", "pixels", "model_digest"), str) | dict.fromkeys(
@@ -51,7 +53,7 @@ def parameters(recipe: Mapping[str, Any]) -> str:
         lines.append(f"Negative prompt: {call['negative_prompt']}")
     facts = {
         "Steps": call.get("num_inference_steps"),
-        "Sampler": recipe["scheduler"]["_class_name"].removesuffix("Scheduler"),
+        "Sampler": samplers.label(recipe["scheduler"]["_class_name"], recipe["scheduler"]),
         "CFG scale": call.get("guidance_scale"),
         "Seed": recipe["seed"],
         "Size": "x".join(map(str, recipe["size"])),
