@@ -110,6 +110,7 @@ class Scheduler(Stateful):
     order: ClassVar[int] = 1  # evaluations for each step
     takes_eta: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ()  # "timesteps", "sigmas": own ones
+    also: ClassVar[tuple[str, ...]] = ()  # keys that have an effect where they are given, but no default
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # values of this class, where CHOICES are too many
 
     config: Config
@@ -122,7 +123,7 @@ class Scheduler(Stateful):
 
     def __init__(self, *args: Any, **config: Any) -> None:
         given = dict(zip(self.defaults, args, strict=False)) | config
-        unknown = [name for name in given if name not in self.defaults]
+        unknown = [name for name in given if name not in self.defaults and name not in self.also]
         if unknown:
             raise TypeError(f"{type(self).__name__} has no parameter {unknown[0]!r}.")
         self._configure(given)
