@@ -57,6 +57,16 @@ def test_every_name_gives_a_scheduler_that_walks(name: str) -> None:
         assert torch.isfinite(walked(made)).all()
 
 
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_name_means_the_same_after_any_other(name: str) -> None:
+    alone = samplers.scheduler(name, current())
+    for other in PLAIN:
+        before = samplers.scheduler(other, current())
+        after = samplers.scheduler(name, before)
+        known = set(alone.defaults) & set(before.defaults) & {"algorithm_type", "solver_type", "solver_order"}
+        assert {key: after.config[key] for key in known} == {key: alone.config[key] for key in known}, other
+
+
 @pytest.mark.parametrize("name", FLOW)
 def test_names_for_flow_models(name: str) -> None:
     made = samplers.scheduler(name, schedulers.FlowMatchEulerDiscreteScheduler(shift=3.0))

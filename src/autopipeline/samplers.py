@@ -72,7 +72,11 @@ LEVELS: Mapping[str, Changes] = {
 }
 """The words that may follow a solver's name, and what they set: which noise levels are walked."""
 
-_CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_OWN = (
+    *("algorithm_type", "solver_type", "solver_order", "predict_x0"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
+)
+"""What a name decides: keys that don't go over from another solver's configuration."""
 
 
 def bare(name: str) -> str:
@@ -116,7 +120,7 @@ def scheduler(name: str, current: Scheduler) -> Scheduler:
         able = [row.name for row in SAMPLERS if getattr(row, kind)]
         raise ValueError(f"{sampler.name} does not fit a model of the {KINDS[kind]}; it takes {', '.join(able)}.")
     target = getattr(schedulers, class_name)
-    changes: dict[str, Any] = {key: False for key in _CURVES if key in target.defaults}
+    changes = {key: target.defaults[key] for key in _OWN if key in target.defaults}
     changes |= dict(sampler.config) | _levels(target, word) | _flow(target, current.config, kind)
     return target.from_config(current.config, **changes)
 

@@ -71,7 +71,7 @@ class Solver:
     options: ClassVar[tuple[str, ...]] = ()  # attributes that `Scheduler.solver` takes by name
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
-        self.config, self.grid, self.scheduler = scheduler.config, grid, scheduler
+        self.config, self.grid, self.scheduler = scheduler.own, grid, scheduler
 
     def scale(self, x: Tensor, i: int) -> Tensor:
         """The network's input at grid index i."""
@@ -133,6 +133,13 @@ class Scheduler(Stateful):
         all_of_it = dict(self.defaults) | dict(given) | ({"_use_default_values": left} if left else {})
         self.config = Config({key: list(v) if isinstance(v, tuple) else v for key, v in all_of_it.items()})
         self.check()
+
+    @property
+    def own(self) -> Config:
+        """The configuration without the keys that it only keeps for other classes."""
+        return Config(
+            {name: value for name, value in self.config.items() if name in self.defaults or name in self.also}
+        )
 
     def check(self) -> None:
         """Refuse combinations that can't work."""

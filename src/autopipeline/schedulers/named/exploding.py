@@ -41,7 +41,7 @@ class _OnSigmas(Scheduler):
         **extra: Any,
     ) -> Grid:
         """Evenly spaced, or along a curve, or own ones."""
-        own = {name: self.config[name] for name in self.defaults}  # not what it keeps for other classes
+        own = self.own
         training = grids.ratio(grids.alphas_cumprod(own, floor=2**-24))
         if sigmas is not None:
             levels = np.array(sigmas, dtype=np.float32)

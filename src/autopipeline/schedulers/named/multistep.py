@@ -35,7 +35,7 @@ class OnLogRatios(Scheduler):
         **extra: Any,
     ) -> Grid:
         """Evenly spaced with the end left out, or along a curve over all of training, or own ones."""
-        config = self._own()
+        config = self.own
         product = grids.alphas_cumprod(config, floor=2**-24)
         training, last = grids.ratio(product), self._last(product)
         name, shift = grids.curve_of(config), self._shift(mu)
@@ -56,18 +56,14 @@ class OnLogRatios(Scheduler):
         whole = torch.from_numpy(told.astype(np.int64))
         return Grid(timesteps=whole.to(device), sigmas=torch.from_numpy(levels), steps=len(whole))
 
-    def _own(self) -> dict[str, Any]:
-        """The configuration without the keys that are kept for other classes."""
-        return {key: self.config[key] for key in self.defaults}
-
     def _last(self, product: torch.Tensor) -> int:
         """How many steps of training have a ratio above `lambda_min_clipped`."""
         logs = (product.sqrt().log() - (1 - product).sqrt().log()).flip(0)
-        least = self._own().get("lambda_min_clipped", -math.inf)
+        least = self.own.get("lambda_min_clipped", -math.inf)
         return len(product) - int(torch.searchsorted(logs, float(least)))
 
     def _spaced(self, steps: int, last: int) -> Array:
-        return grids.spaced(self._own(), steps, beyond=1, last=last)
+        return grids.spaced(self.own, steps, beyond=1, last=last)
 
     def _ends(self, training: Array) -> tuple[float, float]:
         """Where a curve begins and ends."""
@@ -80,7 +76,7 @@ class OnLogRatios(Scheduler):
         """The shift of flows: `flow_shift`, or the one that mu (from the size of the picture) stands for."""
         if mu is None:
             return self.config.flow_shift
-        if not self._own().get("use_dynamic_shifting"):
+        if not self.own.get("use_dynamic_shifting"):
             raise ValueError(f"mu={mu} has no effect with {type(self).__name__} unless use_dynamic_shifting is set.")
         return mu if self.config.time_shift_type == "linear" else math.exp(mu)
 
@@ -94,7 +90,7 @@ class OnLogRatios(Scheduler):
 
     def _final(self, levels: Array, training: Array, plain: bool) -> float:
         """The level after the last step."""
-        if self._own().get("final_sigmas_type") == "zero":
+        if self.own.get("final_sigmas_type") == "zero":
             return 0.0
         return training[0] if plain else levels[-1]
 
@@ -106,7 +102,7 @@ class OnLogRatios(Scheduler):
     def check(self) -> None:
         """Flows with what belongs to them."""
         super().check()
-        own, kind = self._own(), self.config.prediction_type
+        own, kind = self.own, self.config.prediction_type
         name, flows = grids.curve_of(own), own["use_flow_sigmas"]
         if flows and name and name not in self.flow_curves:
             raise ValueError(f"{type(self).__name__} can't use both use_flow_sigmas and the {name} curve.")
@@ -167,7 +163,7 @@ class DPMSolverMultistepScheduler(OnLogRatios):
     def check(self) -> None:
         """Known algorithms, in combinations that don't divide by zero."""
         super().check()
-        kind, end = self.config.algorithm_type, self._own().get("final_sigmas_type")
+        kind, end = self.config.algorithm_type, self.own.get("final_sigmas_type")
         if kind not in self.algorithms:
             raise ValueError(f"algorithm_type={kind!r} has to be {', '.join(self.algorithms)}.")
         if self.config.solver_type not in ("midpoint", "heun"):
@@ -243,7 +239,7 @@ class UniPCMultistepScheduler(OnLogRatios):
     def _check_sigmas(self, own: list[float]) -> None:
         if not self.config.use_flow_sigmas:
             raise ValueError(f"{type(self).__name__} takes no own sigmas without use_flow_sigmas.")
-        if grids.curve_of(self._own()):
+        if grids.curve_of(self.own):
             raise ValueError("Own sigmas and a curve of sigmas contradict each other.")
         if not own or own != sorted(set(own), reverse=True) or not 0 < own[-1] <= own[0] <= 1:
             raise ValueError("Own sigmas of a flow have to be in descending order, at most 1 and above 0.")
@@ -255,7 +251,7 @@ class UniPCMultistepScheduler(OnLogRatios):
 
     def _flow_levels(self, count: int, sigmas: Sequence[float] | None, shift: float, training: Array) -> Array:
         """Evenly spaced from 1, or own ones; shifted, and stretched to end at `shift_terminal`."""
-        if name := grids.curve_of(self._own()):
+        if name := grids.curve_of(self.own):
             levels = grids.curve(name, self.config, *self._ends(training), count)
             return levels / (levels + 1)
         even = np.linspace(1, 1 / len(training), count + 1)[:-1] if sigmas is None else np.array(sigmas)

@@ -59,7 +59,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolverMultistepScheduler):
 
     def _spaced(self, steps: int, last: int) -> Array:
         beyond = self.config.timestep_spacing != "trailing"
-        return grids.spaced(self._own(), steps + beyond, last=last)[::-1][:steps]
+        return grids.spaced(self.own, steps + beyond, last=last)[::-1][:steps]
 
     def _ends(self, training: Array) -> tuple[float, float]:
         return training[0], training[-1]
