@@ -112,6 +112,12 @@ def test_spellings(spellings: list[str], class_name: str, config: dict[str, Any]
         assert {key: made.config[key] for key in config} == config
 
 
+def test_latents_are_not_clipped() -> None:
+    """A configuration that says nothing of clipping belongs to a latent model; one that does is heeded."""
+    assert samplers.scheduler("DDIM", current("EulerDiscreteScheduler")).config["clip_sample"] is False
+    assert samplers.scheduler("DDPM", current("DDIMScheduler", clip_sample=True)).config["clip_sample"] is True
+
+
 def test_a_name_says_the_whole_combination() -> None:
     """Without a word for the noise levels, those of an earlier name don't stay."""
     karras = samplers.scheduler("DPM++ 2M Karras", current())

@@ -52,7 +52,6 @@ SAMPLERS: tuple[Sampler, ...] = (
     Sampler("UniPC", "UniPCMultistepScheduler", aliases=("uni pc", "uni pc bh2"), flow="UniPCMultistepScheduler"),
     Sampler("DEIS", "DEISMultistepScheduler", flow="DEISMultistepScheduler"),
     Sampler("SA-Solver", "SASolverScheduler", flow="SASolverScheduler"),
-    Sampler("iPNDM", "IPNDMScheduler"),
     Sampler("Restart", "RestartScheduler"),
     Sampler("DDIM", "DDIMScheduler"),
     Sampler("DDPM", "DDPMScheduler"),
@@ -121,6 +120,8 @@ def scheduler(name: str, current: Scheduler) -> Scheduler:
         raise ValueError(f"{sampler.name} does not fit a model of the {KINDS[kind]}; it takes {', '.join(able)}.")
     target = getattr(schedulers, class_name)
     changes = {key: target.defaults[key] for key in _OWN if key in target.defaults}
+    if "clip_sample" in target.defaults and "clip_sample" not in current.config:
+        changes["clip_sample"] = False  # the classes' own default is for pixels; latents don't end at 1
     changes |= dict(sampler.config) | _levels(target, word) | _flow(target, current.config, kind)
     return target.from_config(current.config, **changes)
 
