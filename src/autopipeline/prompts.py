@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
+"""Arguments that are texts, or one for each prompt."""
+
 
 def count(args: Mapping[str, Any]) -> int:
     """How many prompts a call has."""
@@ -31,7 +34,7 @@ def count(args: Mapping[str, Any]) -> int:
 def check(args: Mapping[str, Any]) -> None:
     """Refuse prompts and embeddings that contradict each other."""
     prompts = count(args)
-    for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+    for name in TEXTS:
         value = args.get(name)
         if value is None:
             continue
@@ -53,7 +56,7 @@ def check_pooled(args: Mapping[str, Any]) -> None:
         pooled = name.replace("prompt", "pooled_prompt")
         if args.get(name) is not None and args.get(pooled) is None:
             raise ValueError(f"{name} needs {pooled} beside it.")
-    said = [args.get(name) for name in ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds")]
+    said = [args.get(name) for name in (*TEXTS[3:], "negative_prompt_embeds")]
     if args.get("negative_pooled_prompt_embeds") is not None and all(value is None for value in said):
         raise ValueError("negative_pooled_prompt_embeds needs negative_prompt_embeds or negative_prompt beside it.")
 

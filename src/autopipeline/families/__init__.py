@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 BUILT = {
     "stable-diffusion": "autopipeline.families.stable_diffusion",
     "stable-diffusion-xl": "autopipeline.families.stable_diffusion_xl",
+    "stable-diffusion-3": "autopipeline.families.stable_diffusion_3",
     "lcm": "autopipeline.families.lcm",
 }
 """Family key -> the module whose FAMILY it is."""
@@ -22,6 +23,7 @@ BUILT = {
 ADDONS = {
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
+    "stable-diffusion-3": ("ControlNet", "PAG"),
 }
 """Family key -> the add-ons that it has tables of tasks for."""
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
 from autopipeline.models.embeddings import TimestepEmbedding
+from autopipeline.models.network import Network
 from autopipeline.models.unet import Encoder, Levels, Seen, each, refuse_unknown
 
 

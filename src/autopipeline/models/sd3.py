@@ -5,7 +5,6 @@ Shapes: B rows, N image tokens, T text tokens, D width, H heads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -158,7 +157,9 @@ class JointAttention(nn.Module):
         mixed = attend(q, k, v) if apart is None else _attend_apart(q, k, v, apart, x.shape[1])
         mixed = mixed.transpose(1, 2).flatten(2)
         image, words = mixed[:, : x.shape[1]], mixed[:, x.shape[1] :]
-        return self.to_out[0](image), self.to_add_out(words) if text is not None and hasattr(self, "to_add_out") else None
+        return self.to_out[0](image), self.to_add_out(words) if text is not None and hasattr(
+            self, "to_add_out"
+        ) else None
 
     def _heads(self, x: Tensor, projections: Sequence[nn.Module], norms: Sequence[str]) -> list[Tensor]:
         """Queries, keys and values (B, H, L, D / H)."""
