@@ -24,7 +24,7 @@ def betas(config: Config) -> Tensor:
     count, kind = config["num_train_timesteps"], config["beta_schedule"]
     if config.get("trained_betas") is not None:
         return torch.tensor(config["trained_betas"], dtype=torch.float32)
-    low, high = config["beta_start"], config["beta_end"]
+    low, high = config.get("beta_start", 0.0), config.get("beta_end", 1.0)  # some schedules have none
     if kind == "linear":
         return torch.linspace(low, high, count)
     if kind == "scaled_linear":

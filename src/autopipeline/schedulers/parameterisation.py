@@ -11,7 +11,7 @@ from torch import Tensor
 
 def clean(config: Mapping[str, Any], x: Tensor, pred: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """The clean sample, from x = alpha * clean + sigma * noise and the prediction."""
-    kind = config["prediction_type"]
+    kind = config.get("prediction_type", "epsilon")
     if kind == "epsilon":
         return (x - sigma * pred) / alpha
     if kind in ("sample", "original_sample"):

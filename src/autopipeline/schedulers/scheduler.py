@@ -26,6 +26,8 @@ CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp"),
     "final_sigmas_type": ("zero", "sigma_min"),
     "interpolation_type": ("linear", "log_linear"),
+    "time_shift_type": ("exponential", "linear"),
+    "upscale_mode": ("nearest", "linear", "bilinear", "bicubic", "trilinear", "area", "nearest-exact"),
     "prediction_type": ("epsilon", "sample", "original_sample", "v_prediction", "flow_prediction"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
 }
@@ -202,12 +204,11 @@ class Scheduler:
         """The times for a number of steps, or for own timesteps or sigmas where the class takes them."""
         timesteps, sigmas = _listed(timesteps), _listed(sigmas)
         own = {"timesteps": timesteps, "sigmas": sigmas}
-        given = [name for name, value in own.items() if value is not None]
+        given = {name: value for name, value in own.items() if value is not None}
         for name in given:
             if name not in self.takes:
                 raise ValueError(f"{type(self).__name__} takes no own {name}.")
-        if len(given) + (steps is not None) != 1:
-            raise ValueError("Pass one of num_inference_steps, timesteps and sigmas.")
+        self._check_together(steps, given)
         if steps is not None:
             self._check_steps(steps)
         if timesteps is not None:
@@ -216,8 +217,12 @@ class Scheduler:
             self._check_sigmas([float(sigma) for sigma in sigmas])
         return self.times(steps, timesteps, sigmas, device, **extra)
 
+    def _check_together(self, steps: int | None, own: dict[str, list[float]]) -> None:
+        if len(own) + (steps is not None) != 1:
+            raise ValueError("Pass one of num_inference_steps, timesteps and sigmas.")
+
     def _check_steps(self, steps: int) -> None:
-        total = self.config["num_train_timesteps"]
+        total = self.config.get("num_train_timesteps", 1000)
         if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= total:
             raise ValueError(f"num_inference_steps={steps} has to be a whole number from 1 to {total}.")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from autopipeline.schedulers import grids
+from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import BETAS, THRESHOLD
 from autopipeline.schedulers.scheduler import Grid, Scheduler, Solver
 from autopipeline.schedulers.solvers import discrete
@@ -66,6 +70,162 @@ class DDPMScheduler(_OnTrainingSteps):
     )
     solver_class = discrete.DDPM
     takes = ("timesteps",)
+
+
+class DDIMParallelScheduler(DDIMScheduler):
+    """DDIM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
+
+    def batch_step_no_noise(
+        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0, *, steps: int | None = None
+    ) -> Tensor:
+        """Each row's step from its own time, in a walk of a number of `steps`."""
+        if eta:
+            raise ValueError(f"eta={eta} has to be 0 without noise.")
+        return _row_by_row(self, discrete.DDIM, model_output, timesteps, sample, steps)
+
+
+class DDPMParallelScheduler(DDPMScheduler):
+    """DDPM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
+
+    def batch_step_no_noise(
+        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, *, steps: int | None = None
+    ) -> Tensor:
+        """Each row's step from its own time, in a walk of a number of `steps`, without the noise."""
+        return _row_by_row(self, discrete.DDPMParallel, model_output, timesteps, sample, steps)
+
+
+def _row_by_row(
+    scheduler: Scheduler, kind: type[Solver], pred: Tensor, timesteps: Tensor, x: Tensor, steps: int | None
+) -> Tensor:
+    steps = steps or getattr(scheduler, "num_inference_steps", None) or scheduler.config["num_train_timesteps"]
+    solver = kind(scheduler, Grid(timesteps=timesteps, steps=steps))
+    halves = pred.chunk(2, 1) if pred.shape[1] == 2 * x.shape[1] else (pred, None)
+    rows: list[Tensor] = []
+    for i in range(len(x)):
+        here, said, variance = (None if whole is None else whole[i : i + 1] for whole in (x, *halves))
+        rows.append(solver.step(here, said, i, partial(torch.zeros_like, here), variance).x)  # type: ignore[arg-type]
+    return torch.cat(rows)
+
+
+class DDIMInverseScheduler(_OnTrainingSteps):
+    """DDIM backwards: from a picture to the noise that leads to it (Song et al. 2021, section 5.4)."""
+
+    defaults = (
+        BETAS
+        | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
+        | dict(clip_sample_range=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
+    )
+    solver_class = discrete.DDIMInverse
+
+    def check(self) -> None:
+        """Two of the spacings."""
+        super().check()
+        if self.config.timestep_spacing == "linspace":
+            raise ValueError("DDIMInverseScheduler can't take timestep_spacing='linspace'.")
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: Any,
+        **extra: Any,
+    ) -> Grid:
+        """The times of DDIM, rising."""
+        grid = super().times(steps, timesteps, sigmas, device)
+        return replace(grid, timesteps=grid.timesteps.flip(0))
+
+
+class UnCLIPScheduler(Scheduler):
+    """DDPM as unCLIP and Kandinsky use it (Ramesh et al. 2022)."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(
+        num_train_timesteps=1000,
+        variance_type="fixed_small_log",
+        clip_sample=True,
+        clip_sample_range=1.0,
+        prediction_type="epsilon",
+        beta_schedule="squaredcos_cap_v2",
+    )
+    solver_class = discrete.UnCLIP
+
+    def check(self) -> None:
+        """One schedule, two variances, no velocity."""
+        super().check()
+        able = {
+            "variance_type": ("fixed_small_log", "learned_range"),
+            "prediction_type": ("epsilon", "sample"),
+            "beta_schedule": ("squaredcos_cap_v2",),
+        }
+        for name, values in able.items():
+            if self.config[name] not in values:
+                raise ValueError(f"UnCLIPScheduler can't take {name}={self.config[name]!r}.")
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: Any,
+        **extra: Any,
+    ) -> Grid:
+        """From the last step of training to the first."""
+        if steps == 1 and self.config.num_train_timesteps > 1:
+            raise ValueError("UnCLIPScheduler needs 2 steps or more: it takes the last of training and the first.")
+        even = grids.spaced({**self.config, "timestep_spacing": "linspace"}, steps or 1).round()
+        return Grid(timesteps=torch.from_numpy(even.astype(np.int64)).to(device), steps=steps or 1)
+
+
+class RePaintScheduler(Scheduler):
+    """RePaint (Lugmayr et al. 2022): inpainting that goes back to noise again and again."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(
+        num_train_timesteps=1000,
+        beta_start=0.0001,
+        beta_end=0.02,
+        beta_schedule="linear",
+        eta=0.0,
+        trained_betas=None,
+        clip_sample=True,
+    )
+    takes_eta = True
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: Any,
+        jump_length: int = 10,
+        jump_n_sample: int = 10,
+        **extra: Any,
+    ) -> Grid:
+        """Every `jump_length` steps are walked `jump_n_sample` times; the ways back take no evaluation."""
+        count = steps or 1
+        left = dict.fromkeys(range(0, count - jump_length, jump_length), jump_n_sample - 1)
+        walked, t = [], count
+        while t > 0:
+            t -= 1
+            walked.append(t)
+            if left.get(t, 0) > 0:
+                left[t] -= 1
+                t += jump_length
+        whole = torch.tensor(walked) * (self.config.num_train_timesteps // count)
+        return Grid(timesteps=whole.to(device), steps=count)
+
+    def solver(
+        self,
+        grid: Grid,
+        *,
+        eta: float | None = None,
+        original_image: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Solver:
+        """A solver for one run; `mask` is 1 where the original stays."""
+        made = discrete.RePaint(self, grid)
+        made.eta = self.config.eta if eta is None else eta
+        made.original_image, made.mask = original_image, mask
+        return made
 
 
 class PNDMScheduler(Scheduler):
@@ -150,7 +310,7 @@ class LCMScheduler(Scheduler):
             kept = max(len(timesteps) - min(int(len(timesteps) * strength), len(timesteps)), 0)
             falling = np.array(list(timesteps)[kept:])
         else:
-            distilled = np.arange(1, int(original * strength) + 1)[::-1] * (total // original) - 1
+            distilled = self._distilled(original_inference_steps, original, strength)
             if not 1 <= (steps or 1) <= len(distilled):
                 raise ValueError(
                     f"num_inference_steps={steps} has to be at most {len(distilled)}: "
@@ -159,3 +319,28 @@ class LCMScheduler(Scheduler):
             chosen = np.floor(np.linspace(0, len(distilled), steps or 1, endpoint=False)).astype(np.int64)
             falling = distilled[chosen]
         return Grid(timesteps=torch.from_numpy(falling.astype(np.int64)).to(device), steps=len(falling))
+
+    def _distilled(self, asked: int | None, original: int, strength: float) -> Array:
+        """Steps of training to choose from, falling."""
+        return np.arange(1, int(original * strength) + 1)[::-1] * (self.config.num_train_timesteps // original) - 1
+
+
+class TCDScheduler(LCMScheduler):
+    """Trajectory consistency distillation (Zheng et al. 2024): a few steps, as detailed as eta says."""
+
+    solver_class = discrete.TCD
+    takes_eta = True
+
+    def _distilled(self, asked: int | None, original: int, strength: float) -> Array:
+        """All of training where `original_inference_steps` is asked for."""
+        if asked is None:
+            return super()._distilled(asked, original, strength)
+        return np.arange(int(self.config.num_train_timesteps * strength))[::-1]
+
+    def solver(self, grid: Grid, *, eta: float = 0.3) -> Solver:
+        """A solver for one run; eta, the paper's gamma, in 0..1."""
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta} has to lie in 0..1.")
+        made = discrete.TCD(self, grid)
+        made.eta = eta
+        return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autopipeline.schedulers.grids import alphas_cumprod
+from autopipeline.schedulers.grids import alphas_cumprod, betas
 from autopipeline.schedulers.parameterisation import clean, limited
 from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
 
@@ -35,6 +35,23 @@ class Discrete(Solver):
         """The clean sample, within its limits."""
         return limited(self.config, clean(self.config, x, pred, *(v.to(x) for v in self.level(i))))
 
+    def noise_in(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
+        """The noise in x, without a division where the network gives it."""
+        kind = self.config.prediction_type
+        alpha, sigma = (v.to(x) for v in self.level(i))
+        if kind == "epsilon":
+            return pred
+        if kind == "v_prediction":
+            return alpha * pred + sigma * x
+        return (x - alpha * pred) / sigma
+
+
+def adams_bashforth(seen: list[Tensor]) -> Tensor:
+    """Where the last one to four slopes lead, with equal steps."""
+    weights = {1: (1,), 2: (3, -1), 3: (23, -16, 5), 4: (55, -59, 37, -9)}[len(seen)]
+    terms = [w * p for w, p in zip(weights, reversed(seen), strict=True)]
+    return sum(terms[1:], terms[0]) / sum(weights)
+
 
 class DDIM(Discrete):
     """Song et al. 2021, eq. 12; eta in 0..1 adds the noise of DDPM."""
@@ -43,23 +60,30 @@ class DDIM(Discrete):
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
         """One step of the stride that the number of steps gives."""
-        t = self.times[i]
-        here, there = self.signal(t), self.signal(t - self.config.num_train_timesteps // self.grid.steps)
+        here, there = self.shares(i)
         x0 = self.denoised(x, pred, i)
-        unclipped = clean(self.config, x, pred, *(v.to(x) for v in self.level(i)))
-        direction = self._noise(x, pred, unclipped, here)
         std = self.eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
-        new = there.sqrt().to(x) * x0 + (1 - there - std**2).sqrt().to(x) * direction
+        new = there.sqrt().to(x) * x0 + (1 - there - std**2).sqrt().to(x) * self.noise_in(x, pred, i)
         return (new + std.to(x) * noise() if self.eta > 0 else new), x0
 
-    def _noise(self, x: Tensor, pred: Tensor, x0: Tensor, share: Tensor) -> Tensor:
-        """The noise in x, without a division where the network gives it."""
-        kind = self.config.prediction_type
-        if kind == "epsilon":
-            return pred
-        if kind == "v_prediction":
-            return share.sqrt().to(x) * pred + (1 - share).sqrt().to(x) * x
-        return (x - share.sqrt().to(x) * x0) / (1 - share).sqrt().to(x)
+    def shares(self, i: int) -> Pair:
+        """Share of signal (squared) before and after the step."""
+        t = self.times[i]
+        return self.signal(t), self.signal(t - self.config.num_train_timesteps // self.grid.steps)
+
+
+class DDIMInverse(DDIM):
+    """The same way backwards, from the clean sample to noise: to the time that the network is told."""
+
+    def shares(self, i: int) -> Pair:
+        """The time before is a stride lower."""
+        before = self.times[i] - self.config.num_train_timesteps // self.grid.steps
+        return self.signal(before), self.signal(self.times[i])
+
+    def level(self, i: int) -> Pair:
+        """Before the step."""
+        share = self.shares(i)[0]
+        return share.sqrt(), (1 - share).sqrt()
 
 
 class DDPM(Discrete):
@@ -67,17 +91,24 @@ class DDPM(Discrete):
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
         """To the next time of the grid; without noise from time 0."""
-        t = self.times[i]
-        after = self.times[i + 1] if i + 1 < len(self.times) else -1
+        t, after = self.times[i], self.after(i)
         here, there = self.product[t], self.product[after] if after >= 0 else torch.tensor(1.0)
         x0 = self.denoised(x, pred, i)
-        beta = 1 - here / there
+        beta = self.beta(t, after)
         mean = (there.sqrt() * beta / (1 - here)).to(x) * x0
         mean = mean + ((1 - beta).sqrt() * (1 - there) / (1 - here)).to(x) * x
         if t == 0:
             return mean, x0
         small = ((1 - there) / (1 - here) * beta).clamp(min=1e-20)
         return mean + self._deviation(small, beta, variance, x) * noise(), x0
+
+    def after(self, i: int) -> int:
+        """The time to go to; -1 for the clean sample."""
+        return self.times[i + 1] if i + 1 < len(self.times) else -1
+
+    def beta(self, t: int, after: int) -> Tensor:
+        """Variance that training added on the way from `after` to t."""
+        return 1 - self.product[t] / (self.product[after] if after >= 0 else 1.0)
 
     def _deviation(self, small: Tensor, large: Tensor, predicted: Tensor | None, x: Tensor) -> Tensor:
         kind = self.config["variance_type"]
@@ -89,6 +120,28 @@ class DDPM(Discrete):
             share = (predicted.float() + 1) / 2  # type: ignore[union-attr]
             return (0.5 * (share * large.log().to(x) + (1 - share) * small.log().to(x))).exp()
         return (large if kind.startswith("fixed_large") else small).sqrt().to(x)
+
+
+class DDPMParallel(DDPM):
+    """The same over a fixed stride, whatever the grid."""
+
+    def after(self, i: int) -> int:
+        """A stride lower."""
+        return self.times[i] - self.config.num_train_timesteps // self.grid.steps
+
+
+class UnCLIP(DDPM):
+    """DDPM as Ramesh et al. 2022 use it; `prev_timestep`, set before a step, is where to go instead."""
+
+    prev_timestep: int | None = None
+
+    def after(self, i: int) -> int:
+        """The next time, or the one that was set."""
+        return super().after(i) if self.prev_timestep is None else self.prev_timestep
+
+    def beta(self, t: int, after: int) -> Tensor:
+        """Without rounding between neighbours."""
+        return betas(self.config)[t] if after == t - 1 else super().beta(t, after)
 
 
 class PNDM(Discrete):
@@ -134,9 +187,7 @@ class PNDM(Discrete):
         self.seen = [*self.seen[-3:], pred]
         if self.count == 0:
             self.held = x
-        weights = {1: (1,), 2: (3, -1), 3: (23, -16, 5), 4: (55, -59, 37, -9)}[len(self.seen)]
-        terms = [w * p for w, p in zip(weights, reversed(self.seen), strict=True)]
-        return self._transfer(x, t, after, sum(terms[1:], terms[0]) / sum(weights))
+        return self._transfer(x, t, after, adams_bashforth(self.seen))
 
     def _transfer(self, x: Tensor, t: int, after: int, pred: Tensor) -> Tensor:
         """Liu et al. 2022, eq. 9."""
@@ -159,3 +210,65 @@ class LCM(Discrete):
             return x0, x0
         alpha, sigma = (v.to(x) for v in self.level(i + 1))
         return alpha * x0 + sigma * noise(), x0
+
+
+class TCD(Discrete):
+    """Zheng et al. 2024, algorithm 4: along the trajectory to a time below the next, then noise up to the next.
+
+    `eta` (the paper's gamma) in 0..1 is how far below; `pred_noised_sample` is the last x before the noise.
+    """
+
+    eta = 0.3
+    pred_noised_sample: Tensor | None = None
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The last step goes to the first step of training, without noise."""
+        last = i == len(self.times) - 1
+        t = 0 if last else self.times[i + 1]
+        there = self.signal(t)
+        below = self.signal(int((torch.tensor(float(t)) * (1 - self.eta)).floor()))
+        x0 = clean(self.config, x, pred, *(v.to(x) for v in self.level(i)))
+        new = below.sqrt().to(x) * x0 + (1 - below).sqrt().to(x) * self.noise_in(x, pred, i)
+        self.pred_noised_sample = new
+        if self.eta > 0 and not last:
+            new = (there / below).sqrt().to(x) * new + (1 - there / below).sqrt().to(x) * noise()
+        return new, x0
+
+
+class RePaint(Discrete):
+    """Lugmayr et al. 2022, algorithm 1: what the mask keeps comes from the original, and time jumps back now and then.
+
+    `original_image` and `mask` (1 where the original stays) have to be set before the first step.
+    """
+
+    eta = 0.0
+    original_image: Tensor | None = None
+    mask: Tensor | None = None
+
+    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
+        super().__init__(scheduler, grid)
+        self.betas = betas(self.config)
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A step, and the jump back that follows it."""
+        if self.original_image is None or self.mask is None:
+            raise ValueError("RePaintScheduler needs original_image and mask.")
+        t, stride = self.times[i], self.config.num_train_timesteps // self.grid.steps
+        here, there = self.signal(t), self.signal(t - stride)
+        x0 = clean(self.config, x, pred, *(v.to(x) for v in self.level(i)))
+        x0 = x0.clamp(-1, 1) if self.config.clip_sample else x0
+        drawn = noise()
+        std = self.eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
+        new = there.sqrt().to(x) * x0 + (1 - there - std**2).sqrt().to(x) * pred + std.to(x) * drawn
+        known = there.sqrt().to(x) * self.original_image.to(x) + (1 - there).sqrt().to(x) * drawn
+        mask = self.mask.to(x)
+        new = mask * known + (1 - mask) * new
+        after = self.times[i + 1] if i + 1 < len(self.times) else -1
+        for step in range(t, after + stride) if after > t else ():
+            new = self.undone(new, step, noise)
+        return new, x0
+
+    def undone(self, x: Tensor, t: int, noise: Noise) -> Tensor:
+        """One step of training back towards noise (eq. 2)."""
+        beta = self.betas[t].to(x)
+        return (1 - beta).sqrt() * x + beta.sqrt() * noise()

@@ -1,0 +1,131 @@
+"""Schedulers on continuous times, each with a formulation of its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from autopipeline.schedulers import grids
+from autopipeline.schedulers.scheduler import Grid, Scheduler
+from autopipeline.schedulers.solvers import continuous
+
+
+class IPNDMScheduler(Scheduler):
+    """Improved pseudo numerical methods (Zhang & Chen 2022) on a quarter of a circle."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(num_train_timesteps=1000, trained_betas=None)
+    solver_class = continuous.IPNDM
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: Any,
+        **extra: Any,
+    ) -> Grid:
+        """Shares of noise, and the angles that go with them, from 1 to 0; `trained_betas` are own shares of noise."""
+        count, own = steps or 1, self.config.trained_betas
+        if own is not None and len(own) != count + 1:
+            raise ValueError(
+                f"trained_betas has {len(own)} shares of noise, which are {len(own) - 1} steps, not {count}."
+            )
+        share = (torch.linspace(1, 0, count + 1) * math.pi / 2).sin() ** 2
+        share = share if own is None else torch.tensor(own, dtype=torch.float32)
+        angles = torch.atan2(share, (1 - share**2).sqrt()) / math.pi * 2
+        return Grid(timesteps=angles[:-1].to(device), sigmas=share, steps=count)
+
+
+class CMStochasticIterativeScheduler(Scheduler):
+    """Consistency models (Song et al. 2023): one step or a few."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(
+        num_train_timesteps=40,
+        sigma_min=0.002,
+        sigma_max=80.0,
+        sigma_data=0.5,
+        s_noise=1.0,
+        rho=7.0,
+        clip_denoised=True,
+    )
+    solver_class = continuous.Consistency
+    takes = ("timesteps",)
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: Any,
+        **extra: Any,
+    ) -> Grid:
+        """Own timesteps count the levels of training from below; the network is told 250 times the logarithm."""
+        config, total = self.config, self.config.num_train_timesteps
+        rising = np.array(timesteps)[::-1].astype(np.int64) if timesteps is not None else None
+        if rising is None:
+            rising = np.arange(steps or 1) * (total // (steps or 1))
+        levels = grids.curve("karras", config, config.sigma_max, config.sigma_min, total, config.rho)[rising]
+        return Grid(
+            timesteps=torch.from_numpy((250 * np.log(levels + 1e-44)).astype(np.float32)).to(device),
+            sigmas=torch.from_numpy(np.append(levels, config.sigma_min).astype(np.float32)),
+            steps=len(levels),
+            init_noise_sigma=config.sigma_max,
+        )
+
+
+class ScoreSdeVeScheduler(Scheduler):
+    """The variance-exploding diffusion of Song et al. 2021b, with predictor and corrector."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(
+        num_train_timesteps=2000, snr=0.15, sigma_min=0.01, sigma_max=1348.0, sampling_eps=1e-5, correct_steps=1
+    )
+    solver_class = continuous.ScoreSdeVe
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: Any,
+        **extra: Any,
+    ) -> Grid:
+        """The network is told levels, once for each evaluation; the grid's sigmas are the times in 1..0."""
+        config = self.config
+        times = torch.linspace(1, config.sampling_eps, steps or 1)
+        levels = config.sigma_min * (config.sigma_max / config.sigma_min) ** times
+        return Grid(
+            timesteps=levels.repeat_interleave(config.correct_steps + 1).to(device),
+            sigmas=times,
+            steps=len(times),
+            init_noise_sigma=config.sigma_max,
+        )
+
+
+class DDPMWuerstchenScheduler(Scheduler):
+    """DDPM on continuous times, as Würstchen (Pernias et al. 2024) and Stable Cascade use it."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(scaler=1.0, s=0.008)
+    solver_class = continuous.Wuerstchen
+    takes = ("timesteps",)
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: Any,
+        **extra: Any,
+    ) -> Grid:
+        """Evenly from 1 to 0, or own times, the last of which is where the way ends."""
+        walked = torch.linspace(1, 0, (steps or 1) + 1) if timesteps is None else torch.tensor(timesteps)
+        return Grid(timesteps=walked[:-1].to(device), sigmas=walked, steps=len(walked) - 1)
+
+    def _check_timesteps(self, own: list[float]) -> None:
+        falls = all(a > b for a, b in itertools.pairwise(own))
+        if len(own) < 2 or not falls or not 0 <= own[-1] < own[0] <= 1:
+            raise ValueError("Own timesteps have to be two or more times in descending order, in 1..0.")

@@ -1,0 +1,137 @@
+"""Schedulers of flow matching (Lipman et al. 2023), whose times are shares of noise."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from autopipeline.schedulers import grids
+from autopipeline.schedulers.grids import Array
+from autopipeline.schedulers.named.keys import CURVES
+from autopipeline.schedulers.scheduler import Grid, Scheduler
+from autopipeline.schedulers.solvers import flow
+
+_SHIFTS = (
+    dict(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False, base_shift=0.5, max_shift=1.15)
+    | dict(base_image_seq_len=256, max_image_seq_len=4096, invert_sigmas=False, shift_terminal=None)
+    | CURVES
+    | dict(time_shift_type="exponential")
+)
+
+
+def shifted(sigmas: Any, shift: float) -> Any:
+    """Esser et al. 2024, eq. 23: more of the steps where there is much noise, as larger pictures need."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+class _OnFlow(Scheduler):
+    """Times are shares of noise; the network is told them as fractional steps of training."""
+
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: Any,
+        mu: float | None = None,
+        shift: float | None = None,
+        **extra: Any,
+    ) -> Grid:
+        """Evenly spaced, or own sigmas, shifted: by `shift`, or with `use_dynamic_shifting` by `mu`.
+
+        Own timesteps are told to the network as they are, and give the sigmas where there are no own ones.
+        """
+        total = self.config.num_train_timesteps
+        own = None if timesteps is None else np.array(timesteps, dtype=np.float64)
+        if sigmas is not None:
+            levels = np.array(sigmas, dtype=np.float64)
+        else:
+            levels = own / total if own is not None else self._even(steps or 1)
+        levels = self._curved(self._ending(shifted(levels, self._shift(mu, shift))))
+        inverted = bool(self.config.get("invert_sigmas"))
+        if inverted:
+            levels, own = 1 - levels, None
+        told = torch.from_numpy((levels * total if own is None else own).astype(np.float32))
+        share = torch.from_numpy(np.append(levels, float(inverted)).astype(np.float32))
+        return self._grid(told.to(device), share, len(levels))
+
+    def _even(self, steps: int) -> Array:
+        """Between the ends of training, which a fixed shift has moved already."""
+        least = 1 / self.config.num_train_timesteps
+        if not self.config.get("use_dynamic_shifting"):
+            least = shifted(least, self.config.shift)
+        return np.linspace(1.0, least, steps)
+
+    def _shift(self, mu: float | None, shift: float | None) -> float:
+        if not self.config.get("use_dynamic_shifting"):
+            return self.config.shift if shift is None else shift
+        if mu is None:
+            raise ValueError("use_dynamic_shifting needs mu, which follows from the size of the picture.")
+        return math.exp(mu) if self.config.time_shift_type == "exponential" else mu
+
+    def _ending(self, levels: Array) -> Array:
+        """Stretched so that the last one is `shift_terminal`."""
+        last = self.config.get("shift_terminal")
+        if not last:
+            return levels
+        if levels[-1] >= 1:
+            raise ValueError("shift_terminal has no effect on a grid that ends with noise alone; use more steps.")
+        return 1 - (1 - levels) * (1 - last) / (1 - levels[-1])
+
+    def _curved(self, levels: Array) -> Array:
+        name = grids.curve_of(self.config)
+        if name == "exponential" and levels[-1] <= 0:
+            raise ValueError("use_exponential_sigmas needs sigmas above 0.")
+        return grids.curve(name, self.config, levels[0], levels[-1], len(levels)) if name else levels
+
+    def _grid(self, told: torch.Tensor, levels: torch.Tensor, steps: int) -> Grid:
+        return Grid(timesteps=told, sigmas=levels, steps=steps)
+
+    def _check_together(self, steps: int | None, own: dict[str, list[float]]) -> None:
+        counts = {len(values) for values in own.values()} | ({steps} if steps is not None else set())
+        if len(counts) != 1:
+            raise ValueError("Pass num_inference_steps, timesteps or sigmas; where there are more, of equal lengths.")
+
+    def _check_timesteps(self, own: list[float]) -> None:
+        total = self.config.num_train_timesteps
+        falls = all(a > b for a, b in itertools.pairwise(own))
+        if not own or not falls or not 0 <= own[-1] <= own[0] <= total:
+            raise ValueError(f"Own timesteps have to be in descending order, without repetition, in 0..{total}.")
+
+    def _check_sigmas(self, own: list[float]) -> None:
+        falls = all(a > b for a, b in itertools.pairwise(own))
+        if not own or not falls or not 0 <= own[-1] <= own[0] <= 1:
+            raise ValueError("Own sigmas have to be in descending order, without repetition, in 0..1.")
+
+
+class FlowMatchEulerDiscreteScheduler(_OnFlow):
+    """Euler's method on a flow (Esser et al. 2024)."""
+
+    defaults = _SHIFTS | dict(stochastic_sampling=False)
+    solver_class = flow.FlowEuler
+    takes = ("timesteps", "sigmas")
+
+
+class FlowMatchHeunDiscreteScheduler(_OnFlow):
+    """Heun's method on a flow: two evaluations a step."""
+
+    defaults: ClassVar[Mapping[str, Any]] = dict(num_train_timesteps=1000, shift=1.0)
+    solver_class = flow.FlowHeun
+    order = 2
+
+    def _grid(self, told: torch.Tensor, levels: torch.Tensor, steps: int) -> Grid:
+        twice = torch.cat([levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]])
+        return super()._grid(torch.cat([told[:1], told[1:].repeat_interleave(2)]), twice, steps)
+
+
+class FlowMatchLCMScheduler(_OnFlow):
+    """Latent consistency models (Luo et al. 2023) on a flow, which may grow from step to step."""
+
+    defaults = _SHIFTS | dict(scale_factors=None, upscale_mode="bicubic")
+    solver_class = flow.FlowLCM
+    takes = ("timesteps", "sigmas")

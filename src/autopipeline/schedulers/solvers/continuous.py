@@ -1,0 +1,124 @@
+"""Solvers on continuous times, each with a formulation of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
+from autopipeline.schedulers.solvers.discrete import adams_bashforth
+from autopipeline.schedulers.solvers.exploding import Exploding
+
+Pair = tuple[Tensor, Tensor]
+
+
+class IPNDM(Solver):
+    """Zhang & Chen 2022, section 3: Adams-Bashforth on the noise, of a network that says the velocity.
+
+    The grid's sigmas are shares of noise, the signal's share squared makes up the rest.
+    """
+
+    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
+        super().__init__(scheduler, grid)
+        self.seen: list[Tensor] = []
+
+    def level(self, i: int) -> Pair:
+        """Variance-preserving."""
+        sigma = self.grid.sigmas[i]  # type: ignore[index]
+        return (1 - sigma**2).sqrt(), sigma
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
+        """Of the order that the history allows, up to four."""
+        (alpha, sigma), (alpha_t, sigma_t) = ([v.to(x) for v in self.level(k)] for k in (i, i + 1))
+        self.seen = [*self.seen[-3:], sigma * x + alpha * pred]
+        slope = adams_bashforth(self.seen)
+        return alpha_t * (x - sigma * slope) / alpha.clamp(min=1e-8) + sigma_t * slope, alpha * x - sigma * pred
+
+
+class Consistency(Exploding):
+    """Song et al. 2023, algorithm 1: jump to the clean sample, noise it again."""
+
+    def scale(self, x: Tensor, i: int) -> Tensor:
+        """To unit variance, for data of the standard deviation sigma_data."""
+        return x / (self.sigma(i) ** 2 + self.config.sigma_data**2).sqrt().to(x)
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
+        """Draws in every step, unless there is only one."""
+        config, sigma = self.config, self.sigma(i)
+        above = sigma - config.sigma_min  # 0 at the boundary, where the network has no say (appendix C)
+        skip = config.sigma_data**2 / (above**2 + config.sigma_data**2)
+        out = above * config.sigma_data / (sigma**2 + config.sigma_data**2).sqrt()
+        x0 = out.to(x) * pred + skip.to(x) * x
+        x0 = x0.clamp(-1, 1) if config.clip_denoised else x0
+        if len(self.grid.timesteps) == 1:
+            return x0, x0
+        there = self.sigma(i + 1).clamp(config.sigma_min, config.sigma_max)
+        width = (there**2 - config.sigma_min**2).clamp(min=0).sqrt() * config.s_noise
+        return x0 + width.to(x) * noise(), x0
+
+
+class ScoreSdeVe(Exploding):
+    """Song et al. 2021b, algorithms 2 and 4: at each level first `correct_steps` corrections, then a prediction.
+
+    The network says the score. Each level is on the grid once for each evaluation, with the sigma that the network is
+    told; `discrete` are the levels that the predictor walks, rising.
+    """
+
+    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
+        super().__init__(scheduler, grid)
+        low, high = (torch.tensor(float(self.config[name])).log().item() for name in ("sigma_min", "sigma_max"))
+        self.discrete = torch.linspace(low, high, grid.steps).exp()
+
+    def scale(self, x: Tensor, i: int) -> Tensor:
+        """As it is."""
+        return x
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
+        """One of the corrections, or the prediction."""
+        rounds = self.config.correct_steps + 1
+        time = self.grid.sigmas[i // rounds]  # type: ignore[index]
+        return self.correct(x, pred, noise) if (i + 1) % rounds else self.predict(x, pred, time, noise)
+
+    def sigma(self, i: int) -> Tensor:
+        """What the network is told at index i."""
+        return self.grid.timesteps[i].cpu()
+
+    def correct(self, x: Tensor, score: Tensor, noise: Noise) -> Pair:
+        """Langevin dynamics to the signal-to-noise ratio `snr`."""
+        drawn = noise()
+        sizes = [v.flatten(1).norm(dim=1).mean() for v in (drawn, score)]
+        width = 2 * (self.config.snr * sizes[0] / sizes[1]) ** 2
+        mean = x + width * score
+        return mean + (2 * width).sqrt() * drawn, mean
+
+    def predict(self, x: Tensor, score: Tensor, time: Tensor, noise: Noise) -> Pair:
+        """Reverse diffusion from a time in 0..1 to the level below; the last step's mean is the result."""
+        k = int(time * (len(self.discrete) - 1))
+        below = self.discrete[k - 1] if k else torch.tensor(0.0)
+        square = (self.discrete[k] ** 2 - below**2).to(x)
+        mean = x + square * score
+        return mean + square.sqrt() * noise(), mean
+
+
+class Wuerstchen(Solver):
+    """Ho et al. 2020, eq. 7, from a time in 1..0 to the next; the grid's sigmas are the times, the end included."""
+
+    def share(self, i: int) -> Tensor:
+        """Share of signal (squared): a cosine (Nichol & Dhariwal 2021, eq. 17) of the time, which may be bent."""
+        t, s, power = self.grid.sigmas[i], self.config.s, self.config.scaler  # type: ignore[index]
+        t = 1 - (1 - t) ** power if power > 1 else t**power
+        top, least = (((v + s) / (1 + s) * torch.pi / 2).cos() ** 2 for v in (t, torch.tensor(0.0)))
+        return (top / least).clamp(0.0001, 0.9999)
+
+    def level(self, i: int) -> Pair:
+        """Variance-preserving."""
+        return self.share(i).sqrt(), (1 - self.share(i)).sqrt()
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
+        """Draws in every step, though the one to time 0 has no use for it."""
+        (alpha, sigma), here, there = self.level(i), self.share(i), self.share(i + 1)
+        kept, drawn = here / there, noise()
+        new = (x - ((1 - kept) / sigma).to(x) * pred) / kept.sqrt().to(x)
+        if self.grid.sigmas[i + 1] > 0:  # type: ignore[index]
+            new = new + ((1 - kept) * (1 - there) / (1 - here)).sqrt().to(x) * drawn
+        return new, (x - sigma.to(x) * pred) / alpha.to(x)

@@ -1,0 +1,104 @@
+"""Solvers for flow matching (Lipman et al. 2023): x is a straight line from the clean sample to noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Flow(Solver):
+    """x = (1 - sigma) clean + sigma noise; the network says noise minus clean, which is the slope of x in sigma."""
+
+    def sigma(self, i: int) -> Tensor:
+        """Share of noise at index i."""
+        return self.grid.sigmas[i]  # type: ignore[index]
+
+    def level(self, i: int) -> Pair:
+        """The shares add up to one."""
+        return 1 - self.sigma(i), self.sigma(i)
+
+    def renoised(self, x0: Tensor, i: int, noise: Noise) -> Tensor:
+        """A clean sample at grid index i, with noise of its own."""
+        alpha, sigma = (v.to(x0) for v in self.level(i))
+        return alpha * x0 + sigma * noise()
+
+
+class FlowEuler(Flow):
+    """Euler's method along the line, or, with `stochastic_sampling`, the clean sample noised again.
+
+    `tokens` (B, L), set before a step, are times of training of the single tokens of x (B, L, C), each of which then
+    goes to the next lower level of the grid, against the sign of the prediction.
+    """
+
+    tokens: Tensor | None = None
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
+        """Straight on."""
+        if self.tokens is not None:
+            return self._each_token(x, pred, self.tokens.to(x) / self.config.num_train_timesteps, noise)
+        here, there = self.sigma(i).to(x), self.sigma(i + 1).to(x)
+        x0 = x - here * pred
+        return self.renoised(x0, i + 1, noise) if self.config.stochastic_sampling else x + (there - here) * pred, x0
+
+    def _each_token(self, x: Tensor, pred: Tensor, here: Tensor, noise: Noise) -> Pair:
+        levels = self.grid.sigmas.to(x).view(-1, 1, 1)  # type: ignore[union-attr]
+        there = torch.where(levels < here - 1e-6, levels, 0).amax(0)[..., None]
+        here = here[..., None]
+        x0 = x - here * pred
+        if self.config.stochastic_sampling:
+            return (1 - there) * x0 + there * noise(), x0
+        return x + (here - there) * pred, x0
+
+
+class FlowHeun(Flow):
+    """Heun's method along the line: Euler's step, then the mean of both slopes; the grid has each level twice."""
+
+    held: tuple[Tensor, Tensor, Tensor] | None = None  # x, slope, width of the first half
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
+        """One half of a step."""
+        here = self.sigma(i).to(x)
+        x0 = x - here * pred
+        if self.held is None:
+            width = self.sigma(i + 1).to(x) - here
+            self.held = (x, pred, width)
+            return x + width * pred, x0
+        (begun, before, width), self.held = self.held, None
+        return begun + width * (before + pred) / 2, x0
+
+
+class FlowLCM(Flow):
+    """Luo et al. 2023 on a flow: jump to the clean sample, noise it again, and on the way enlarge it.
+
+    `scale_factors` (Starodubcev et al. 2025) are the sizes after each step but the last, over that of the first.
+    """
+
+    size: tuple[int, ...] | None = None
+
+    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
+        super().__init__(scheduler, grid)
+        self.factors = list(self.config.scale_factors or [])
+        if self.factors and len(self.factors) + 1 != len(grid.timesteps):
+            raise ValueError(f"scale_factors has to have {len(grid.timesteps) - 1} numbers: one fewer than the steps.")
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
+        """Draws in every step, the last included."""
+        self.size = self.size or tuple(x.shape[2:])
+        x0 = x - self.sigma(i).to(x) * pred
+        if i < len(self.factors):
+            size = [round(self.factors[i] * length) for length in self.size]
+            x0 = torch.nn.functional.interpolate(x0, size=size, mode=self.config.upscale_mode)
+        return self.renoised(x0, i + 1, lambda: _filling(x0, noise)), x0
+
+
+def _filling(x: Tensor, noise: Noise) -> Tensor:
+    """As much noise as x has room for, of draws of another size."""
+    drawn, room = noise(), x[0].numel()
+    if drawn.shape == x.shape:
+        return drawn
+    draws = [drawn] + [noise() for _ in range(-(-room // drawn[0].numel()) - 1)]
+    return torch.cat([draw.flatten(1) for draw in draws], 1)[:, :room].view(x.shape)
