@@ -93,6 +93,31 @@ def text_encoder(seed: int, projection: bool = False, **changes: Any) -> Any:
     return redraw((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), seed)
 
 
+PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+PIECES += [(f"▁{word}", -4.0 - k / 100) for k, word in enumerate(("a", "the", "red", "cat", "sun", "sea", "on"))]
+PIECES += [(chr(letter), -9.0) for letter in range(33, 127)]
+
+
+def t5_tokenizer(length: int = 77) -> Any:
+    """A T5 tokenizer of a few words and letters."""
+    from transformers import T5TokenizerFast
+
+    return T5TokenizerFast(
+        vocab=PIECES, extra_ids=0, additional_special_tokens=["<extra_id_0>"], model_max_length=length
+    )
+
+
+def t5_encoder(seed: int, cls: str = "T5", **changes: Any) -> Any:
+    """T5 1.1 in miniature, or UMT5."""
+    import transformers
+
+    sizes = dict(vocab_size=112, d_model=24, d_kv=6, d_ff=40, num_heads=3, num_layers=3)
+    config = getattr(transformers, f"{cls}Config")(
+        **dict(feed_forward_proj="gated-gelu", is_encoder_decoder=False) | sizes | changes
+    )
+    return redraw(getattr(transformers, f"{cls}EncoderModel")(config), seed)
+
+
 def _tokenizer(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 

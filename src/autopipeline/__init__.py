@@ -26,7 +26,8 @@ _HOMES = {
     "autopipeline.models.autoencoder_kl": ("AutoencoderKL",),
     "autopipeline.models.autoencoder_tiny": ("AutoencoderTiny",),
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
-    "autopipeline.text": ("CLIPTokenizer",),
+    "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),
+    "autopipeline.text": ("CLIPTokenizer", "T5Tokenizer"),
     "autopipeline.images": ("CLIPImageProcessor",),
     "autopipeline.schedulers": (
         "DDIMScheduler",

@@ -17,6 +17,8 @@ from autopipeline.models.clip import CLIPTextModelWithProjection as CLIPTextMode
 from autopipeline.models.clip import CLIPVisionModelWithProjection as CLIPVisionModelWithProjection
 from autopipeline.models.controlnet import ControlNetModel as ControlNetModel
 from autopipeline.models.controlnet import MultiControlNetModel as MultiControlNetModel
+from autopipeline.models.t5 import T5EncoderModel as T5EncoderModel
+from autopipeline.models.t5 import UMT5EncoderModel as UMT5EncoderModel
 from autopipeline.models.unet import UNet2DConditionModel as UNet2DConditionModel
 from autopipeline.pipeline import DiffusionPipeline as DiffusionPipeline
 from autopipeline.pipeline import Output as Output
@@ -33,6 +35,7 @@ from autopipeline.schedulers import UniPCMultistepScheduler as UniPCMultistepSch
 from autopipeline.selection import Explanation as Explanation
 from autopipeline.selection import explain as explain
 from autopipeline.text import CLIPTokenizer as CLIPTokenizer
+from autopipeline.text import T5Tokenizer as T5Tokenizer
 
 __version__: str
 

@@ -79,14 +79,23 @@ def tokens(tokenizer: Any, texts: list[str], length: int | None = None) -> Tenso
             f"prompt_embeds has {length} tokens, but the text encoder reads {most}; pass negative_prompt_embeds too."
         )
     for text in texts:
-        lost = tokenizer.cut(text)
-        if lost:
-            warnings.warn(
-                f"The prompt is longer than the {tokenizer.model_max_length} tokens that the text encoder reads; "
-                f"this part is cut: {lost!r}",
-                stacklevel=2,
-            )
+        _warn_of_cut(tokenizer.cut(text), most)
     return tokenizer(texts, length)
+
+
+def long_tokens(tokenizer: Any, texts: list[str], length: int) -> Tensor:
+    """Token ids (B, `length`) for an encoder that takes any length (T5's); what does not fit is cut, with a warning."""
+    for text in texts:
+        _warn_of_cut(tokenizer.cut(text, length), length)
+    return tokenizer(texts, length)
+
+
+def _warn_of_cut(lost: str, most: int) -> None:
+    if lost:
+        warnings.warn(
+            f"The prompt is longer than the {most} tokens that the text encoder reads; this part is cut: {lost!r}",
+            stacklevel=3,
+        )
 
 
 def each(x: Tensor, times: int) -> Tensor:

@@ -27,8 +27,11 @@ HOMES = {
     "CLIPTextModel": "autopipeline.models.clip",
     "CLIPTextModelWithProjection": "autopipeline.models.clip",
     "CLIPVisionModelWithProjection": "autopipeline.models.clip",
+    "T5EncoderModel": "autopipeline.models.t5",
+    "UMT5EncoderModel": "autopipeline.models.t5",
     "StableDiffusionSafetyChecker": "autopipeline.models.safety_checker",
     "CLIPTokenizer": "autopipeline.text",
+    "T5Tokenizer": "autopipeline.text",
     "CLIPImageProcessor": "autopipeline.images",
 }
 """Class name in model_index.json -> the module of ours that has it."""
@@ -38,6 +41,7 @@ ALIASES: dict[str, str] = {
     "CLIPImageProcessorFast": "CLIPImageProcessor",
     "CLIPImageProcessorPil": "CLIPImageProcessor",
     "CLIPTokenizerFast": "CLIPTokenizer",
+    "T5TokenizerFast": "T5Tokenizer",
 }
 
 # A file of weights with a variant.
