@@ -27,6 +27,9 @@ NUMBERS = [
     "original_inference_steps",
     "guidance_scale",
     "guidance_rescale",
+    "true_cfg_scale",
+    "max_sequence_length",
+    "max_area",
     "eta",
     "clip_skip",
     "strength",
@@ -131,7 +134,7 @@ def _run(args: dict[str, Any], settings: Mapping[str, Any]) -> Run:
     count = prompts.count(args)
     kinds.check(args, count)
     batch = count * args["num_images_per_prompt"]
-    random = Random(_generators(args, batch), batch)
+    random = Random(_generators(args, batch), batch, apart=args["seed"] is not None)
     run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"])
     run.cancel = args["cancel"] or threading.Event()
     return run

@@ -70,17 +70,20 @@ class Random:
     With a list, every draw is made picture by picture, so that a picture does not depend on its neighbours.
     """
 
-    def __init__(self, generator: torch.Generator | list[torch.Generator] | None, batch: int) -> None:
+    def __init__(
+        self, generator: torch.Generator | list[torch.Generator] | None, batch: int, apart: bool = False
+    ) -> None:
         if isinstance(generator, list) and len(generator) != batch:
             raise ValueError(
                 f"{len(generator)} generators were given for {batch} pictures; give one, or one for each picture."
             )
         self.generator = generator
+        self.apart = apart  # no picture's numbers depend on how many others there are, whatever the family's habit
 
     def normal(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Noise of `shape`, drawn where the generator lives and moved to `device`."""
+        """Noise of `shape`, drawn where the generator lives and moved to `device`; of a list, the first ones draw."""
         if isinstance(self.generator, list):
-            rows = [self._draw((1, *shape[1:]), g, dtype, device) for g in self.generator]
+            rows = [self._draw((1, *shape[1:]), g, dtype, device) for g in self.generator[: shape[0]]]
             return torch.cat(rows)
         return self._draw(shape, self.generator, dtype, device)
 
@@ -197,6 +200,10 @@ def _no_variants() -> Mapping[frozenset[str], Mapping[str, TaskRow]]:
     return {}
 
 
+def _no_addons() -> Mapping[str, Callable[[Family], Family]]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """A name row, its components, its tasks, and how components become stages."""
@@ -213,6 +220,7 @@ class Family:
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = lambda components: components  # mends old checkpoints
     read: Callable[[Mapping[str, Any], dict[str, Any]], dict[str, Any]] = lambda components, args: args  # of a call
     variants: Mapping[frozenset[str], Mapping[str, TaskRow]] = field(default_factory=_no_variants)  # tasks by add-ons
+    addons: Mapping[str, Callable[[Family], Family]] = field(default_factory=_no_addons)  # attached in its own way
 
 
 class Finished(NamedTuple):

@@ -16,6 +16,7 @@ BUILT = {
     "stable-diffusion": "autopipeline.families.stable_diffusion",
     "stable-diffusion-xl": "autopipeline.families.stable_diffusion_xl",
     "lcm": "autopipeline.families.lcm",
+    "flux": "autopipeline.families.flux",
 }
 """Family key -> the module whose FAMILY it is."""
 
