@@ -149,11 +149,10 @@ def peers_walk(scheduler: Any, begin: int = 0, picture: Tensor | None = None, **
     trail = [x]
     takes = inspect.signature(scheduler.step).parameters
     options: dict[str, Any] = {"generator": generator} if "generator" in takes else {}
+    options |= {"eta": eta or 0.0} if "eta" in takes else {}
     for t in times:
         said = network(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x, t)
-        x = scheduler.step(said, t, x, **options | ({"eta": eta or 0.0} if "eta" in takes else {}), return_dict=False)[
-            0
-        ]
+        x = scheduler.step(said, t, x, **options, return_dict=False)[0]
         trail += [t.float(), x]
     return trail
 
@@ -301,6 +300,7 @@ def test_noised_is_add_noise(name: str) -> None:
     solver = ours.solver(grid)
     picture, noise = start(1), start(2)
     for i, t in enumerate(peer.timesteps):
+        peer.set_timesteps(STEPS)
         if hasattr(peer, "set_begin_index"):
             peer.set_begin_index(i)
         expected = peers_noised(peer, picture, noise, t)

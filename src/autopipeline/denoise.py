@@ -36,7 +36,7 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
             solver.scale(x, i), t.expand(len(x)), full, guide.branches, stage.predict, stage.network, stage.beside
         )
         pred = guide.combine(answer)  # type: ignore[arg-type]
-        step = solver.step(x, pred.mean, i, partial(run.random.like, x), **_variance(pred))
+        step = solver.step(x, pred.mean, i, partial(run.random.like, solver.room(x, i)), **_variance(pred))
         x, x0 = task.keep(step.x, solver, i + 1, position == len(indices) - 1), step.x0
         if not torch.isfinite(x).all():
             raise NotFiniteError(f"The {stage.name} gave NaN or infinity at step {position + 1} of {len(indices)}.")

@@ -20,6 +20,7 @@ from autopipeline.config import Config
 from autopipeline.errors import CheckpointError
 
 Noise = Callable[[], Tensor]
+Own = Sequence[float] | None
 FILE = "scheduler_config.json"
 CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 CHOICES = {
@@ -72,6 +73,10 @@ class Solver:
         """The network's input at grid index i."""
         return x
 
+    def room(self, x: Tensor, i: int) -> Tensor:
+        """What the noise of step i is like; x, unless it grows on the way."""
+        return x
+
     def step(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None = None) -> Step:
         """From grid index i to i + 1; in float32, whatever the precision of x."""
         new, x0 = self.advance(x.float(), pred.float(), i, lambda: noise().float(), variance)
@@ -101,6 +106,7 @@ class Scheduler:
     order: ClassVar[int] = 1  # evaluations for each step
     takes_eta: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ()  # "timesteps", "sigmas": own ones
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # values of this class, where CHOICES are too many
 
     config: Config
 
@@ -131,9 +137,10 @@ class Scheduler:
             value = self.config[name]
             if isinstance(default, int | float) and not isinstance(value, Real | None):
                 raise ValueError(f"{name}={value!r} has to be a number, such as the default {default}.")
-        for name, able in CHOICES.items():
+        for name, able in {**CHOICES, **self.choices}.items():
             if name in self.defaults and self.config[name] not in able:
-                raise ValueError(f"{name}={self.config[name]!r} is not known; it can be {', '.join(able)}.")
+                kind = type(self).__name__
+                raise ValueError(f"{name}={self.config[name]!r} is not known to {kind}; it can be {', '.join(able)}.")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | Scheduler, **changes: Any) -> Self:
@@ -239,14 +246,7 @@ class Scheduler:
         if len(own) < 2 or not falls or not math.isfinite(own[0]):
             raise ValueError("Own sigmas have to be two or more finite numbers in descending order, down to 0 at most.")
 
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """The grid itself."""
         raise NotImplementedError
 

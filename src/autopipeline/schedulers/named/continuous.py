@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.scheduler import Grid, Scheduler
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler
 from autopipeline.schedulers.solvers import continuous
 
 
@@ -21,14 +21,7 @@ class IPNDMScheduler(Scheduler):
     defaults: ClassVar[Mapping[str, Any]] = dict(num_train_timesteps=1000, trained_betas=None)
     solver_class = continuous.IPNDM
 
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """Shares of noise, and the angles that go with them, from 1 to 0; `trained_betas` are own shares of noise."""
         count, own = steps or 1, self.config.trained_betas
         if own is not None and len(own) != count + 1:
@@ -56,14 +49,7 @@ class CMStochasticIterativeScheduler(Scheduler):
     solver_class = continuous.Consistency
     takes = ("timesteps",)
 
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """Own timesteps count the levels of training from below; the network is told 250 times the logarithm."""
         config, total = self.config, self.config.num_train_timesteps
         rising = np.array(timesteps)[::-1].astype(np.int64) if timesteps is not None else None
@@ -86,14 +72,7 @@ class ScoreSdeVeScheduler(Scheduler):
     )
     solver_class = continuous.ScoreSdeVe
 
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """The network is told levels, once for each evaluation; the grid's sigmas are the times in 1..0."""
         config = self.config
         times = torch.linspace(1, config.sampling_eps, steps or 1)
@@ -113,14 +92,7 @@ class DDPMWuerstchenScheduler(Scheduler):
     solver_class = continuous.Wuerstchen
     takes = ("timesteps",)
 
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """Evenly from 1 to 0, or own times, the last of which is where the way ends."""
         walked = torch.linspace(1, 0, (steps or 1) + 1) if timesteps is None else torch.tensor(timesteps)
         return Grid(timesteps=walked[:-1].to(device), sigmas=walked, steps=len(walked) - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -14,21 +14,14 @@ from torch import Tensor
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import BETAS, THRESHOLD
-from autopipeline.schedulers.scheduler import Grid, Scheduler, Solver
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver
 from autopipeline.schedulers.solvers import discrete
 
 
 class _OnTrainingSteps(Scheduler):
     """Times are steps of training."""
 
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """Whole steps, evenly spaced."""
         own = timesteps if timesteps is not None else grids.spaced(self.config, steps or 1).round()
         whole = torch.from_numpy(np.array(own).astype(np.int64))
@@ -97,7 +90,7 @@ class DDPMParallelScheduler(DDPMScheduler):
 def _row_by_row(
     scheduler: Scheduler, kind: type[Solver], pred: Tensor, timesteps: Tensor, x: Tensor, steps: int | None
 ) -> Tensor:
-    steps = steps or getattr(scheduler, "num_inference_steps", None) or scheduler.config["num_train_timesteps"]
+    steps = int(steps or getattr(scheduler, "num_inference_steps", None) or scheduler.config["num_train_timesteps"])
     solver = kind(scheduler, Grid(timesteps=timesteps, steps=steps))
     halves = pred.chunk(2, 1) if pred.shape[1] == 2 * x.shape[1] else (pred, None)
     rows: list[Tensor] = []
@@ -116,23 +109,13 @@ class DDIMInverseScheduler(_OnTrainingSteps):
         | dict(clip_sample_range=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
     )
     solver_class = discrete.DDIMInverse
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(timestep_spacing=("leading", "trailing"))
 
-    def check(self) -> None:
-        """Two of the spacings."""
-        super().check()
-        if self.config.timestep_spacing == "linspace":
-            raise ValueError("DDIMInverseScheduler can't take timestep_spacing='linspace'.")
-
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """The times of DDIM, rising."""
         grid = super().times(steps, timesteps, sigmas, device)
+        if self.config.prediction_type == "sample" and self.config.set_alpha_to_one:
+            raise ValueError("prediction_type='sample' tells no noise in a clean x; use set_alpha_to_one=False.")
         return replace(grid, timesteps=grid.timesteps.flip(0))
 
 
@@ -140,35 +123,16 @@ class UnCLIPScheduler(Scheduler):
     """DDPM as unCLIP and Kandinsky use it (Ramesh et al. 2022)."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(
-        num_train_timesteps=1000,
-        variance_type="fixed_small_log",
-        clip_sample=True,
-        clip_sample_range=1.0,
-        prediction_type="epsilon",
-        beta_schedule="squaredcos_cap_v2",
-    )
+        num_train_timesteps=1000, variance_type="fixed_small_log", clip_sample=True, clip_sample_range=1.0
+    ) | dict(prediction_type="epsilon", beta_schedule="squaredcos_cap_v2")
     solver_class = discrete.UnCLIP
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(
+        variance_type=("fixed_small_log", "learned_range"),
+        prediction_type=("epsilon", "sample"),
+        beta_schedule=("squaredcos_cap_v2",),
+    )
 
-    def check(self) -> None:
-        """One schedule, two variances, no velocity."""
-        super().check()
-        able = {
-            "variance_type": ("fixed_small_log", "learned_range"),
-            "prediction_type": ("epsilon", "sample"),
-            "beta_schedule": ("squaredcos_cap_v2",),
-        }
-        for name, values in able.items():
-            if self.config[name] not in values:
-                raise ValueError(f"UnCLIPScheduler can't take {name}={self.config[name]!r}.")
-
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """From the last step of training to the first."""
         if steps == 1 and self.config.num_train_timesteps > 1:
             raise ValueError("UnCLIPScheduler needs 2 steps or more: it takes the last of training and the first.")
@@ -180,21 +144,15 @@ class RePaintScheduler(Scheduler):
     """RePaint (Lugmayr et al. 2022): inpainting that goes back to noise again and again."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(
-        num_train_timesteps=1000,
-        beta_start=0.0001,
-        beta_end=0.02,
-        beta_schedule="linear",
-        eta=0.0,
-        trained_betas=None,
-        clip_sample=True,
-    )
+        num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", eta=0.0
+    ) | dict(trained_betas=None, clip_sample=True)
     takes_eta = True
 
     def times(
         self,
         steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
+        timesteps: Own,
+        sigmas: Own,
         device: Any,
         jump_length: int = 10,
         jump_n_sample: int = 10,
@@ -214,12 +172,7 @@ class RePaintScheduler(Scheduler):
         return Grid(timesteps=whole.to(device), steps=count)
 
     def solver(
-        self,
-        grid: Grid,
-        *,
-        eta: float | None = None,
-        original_image: Tensor | None = None,
-        mask: Tensor | None = None,
+        self, grid: Grid, *, eta: float | None = None, original_image: Tensor | None = None, mask: Tensor | None = None
     ) -> Solver:
         """A solver for one run; `mask` is 1 where the original stays."""
         made = discrete.RePaint(self, grid)
@@ -239,21 +192,9 @@ class PNDMScheduler(Scheduler):
         steps_offset=0,
     )
     solver_class = discrete.PNDM
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(prediction_type=("epsilon", "v_prediction"))
 
-    def check(self) -> None:
-        """Only predictions of noise or velocity."""
-        super().check()
-        if self.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise ValueError(f"PNDMScheduler can't take prediction_type={self.config.prediction_type!r}.")
-
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """The second time is done twice; with a Runge-Kutta start, the first three steps take four evaluations."""
         steps = steps or 1
         rising = grids.spaced(self.config, steps).round()[::-1]
@@ -294,8 +235,8 @@ class LCMScheduler(Scheduler):
     def times(
         self,
         steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
+        timesteps: Own,
+        sigmas: Own,
         device: Any,
         original_inference_steps: int | None = None,
         strength: float = 1.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import CURVES
-from autopipeline.schedulers.scheduler import Grid, Scheduler
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler
 from autopipeline.schedulers.solvers import flow
 
 _SHIFTS = (
@@ -35,8 +35,8 @@ class _OnFlow(Scheduler):
     def times(
         self,
         steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
+        timesteps: Own,
+        sigmas: Own,
         device: Any,
         mu: float | None = None,
         shift: float | None = None,

@@ -53,6 +53,11 @@ def adams_bashforth(seen: list[Tensor]) -> Tensor:
     return sum(terms[1:], terms[0]) / sum(weights)
 
 
+def spread(here: Tensor, there: Tensor) -> Tensor:
+    """Standard deviation of the noise of DDPM between two shares of signal (Song et al. 2021, eq. 16)."""
+    return ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
+
+
 class DDIM(Discrete):
     """Song et al. 2021, eq. 12; eta in 0..1 adds the noise of DDPM."""
 
@@ -62,7 +67,7 @@ class DDIM(Discrete):
         """One step of the stride that the number of steps gives."""
         here, there = self.shares(i)
         x0 = self.denoised(x, pred, i)
-        std = self.eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
+        std = self.eta * spread(here, there) if self.eta else torch.tensor(0.0)
         new = there.sqrt().to(x) * x0 + (1 - there - std**2).sqrt().to(x) * self.noise_in(x, pred, i)
         return (new + std.to(x) * noise() if self.eta > 0 else new), x0
 
@@ -258,7 +263,7 @@ class RePaint(Discrete):
         x0 = clean(self.config, x, pred, *(v.to(x) for v in self.level(i)))
         x0 = x0.clamp(-1, 1) if self.config.clip_sample else x0
         drawn = noise()
-        std = self.eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
+        std = self.eta * spread(here, there)
         new = there.sqrt().to(x) * x0 + (1 - there - std**2).sqrt().to(x) * pred + std.to(x) * drawn
         known = there.sqrt().to(x) * self.original_image.to(x) + (1 - there).sqrt().to(x) * drawn
         mask = self.mask.to(x)

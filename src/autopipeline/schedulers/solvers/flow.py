@@ -77,7 +77,7 @@ class FlowLCM(Flow):
     `scale_factors` (Starodubcev et al. 2025) are the sizes after each step but the last, over that of the first.
     """
 
-    size: tuple[int, ...] | None = None
+    first: tuple[int, ...] | None = None  # size of the first x
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
@@ -85,20 +85,20 @@ class FlowLCM(Flow):
         if self.factors and len(self.factors) + 1 != len(grid.timesteps):
             raise ValueError(f"scale_factors has to have {len(grid.timesteps) - 1} numbers: one fewer than the steps.")
 
+    def size(self, x: Tensor, i: int) -> tuple[int, ...]:
+        """Of x after step i."""
+        self.first = self.first or tuple(x.shape[2:])
+        if i >= len(self.factors):
+            return tuple(x.shape[2:])
+        return tuple(round(self.factors[i] * length) for length in self.first)
+
+    def room(self, x: Tensor, i: int) -> Tensor:
+        """As large as x will be after step i."""
+        return x.new_empty((*x.shape[:2], *self.size(x, i)))
+
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """Draws in every step, the last included."""
-        self.size = self.size or tuple(x.shape[2:])
-        x0 = x - self.sigma(i).to(x) * pred
+        x0, size = x - self.sigma(i).to(x) * pred, self.size(x, i)
         if i < len(self.factors):
-            size = [round(self.factors[i] * length) for length in self.size]
             x0 = torch.nn.functional.interpolate(x0, size=size, mode=self.config.upscale_mode)
-        return self.renoised(x0, i + 1, lambda: _filling(x0, noise)), x0
-
-
-def _filling(x: Tensor, noise: Noise) -> Tensor:
-    """As much noise as x has room for, of draws of another size."""
-    drawn, room = noise(), x[0].numel()
-    if drawn.shape == x.shape:
-        return drawn
-    draws = [drawn] + [noise() for _ in range(-(-room // drawn[0].numel()) - 1)]
-    return torch.cat([draw.flatten(1) for draw in draws], 1)[:, :room].view(x.shape)
+        return self.renoised(x0, i + 1, noise), x0
