@@ -17,6 +17,7 @@ BUILT = {
     "stable-diffusion-xl": "autopipeline.families.stable_diffusion_xl",
     "lcm": "autopipeline.families.lcm",
     "flux": "autopipeline.families.flux",
+    "flux-kontext": "autopipeline.families.flux_kontext",
 }
 """Family key -> the module whose FAMILY it is."""
 

@@ -145,15 +145,10 @@ def transformer_predict(network: FluxTransformer2DModel) -> Predict:
     return predict
 
 
-def grid_size(components: Components, run: Run) -> tuple[int, int]:
-    """Height and width of the latents, which are even."""
-    step = 2 * factor(components["vae"])
-    return 2 * (run["height"] // step), 2 * (run["width"] // step)
-
-
 def packed(components: Components, run: Run) -> Packed:
-    """The space of a run's latents."""
-    return Packed(LatentSpace(components["vae"], patch=2), *grid_size(components, run))
+    """The space of a run's latents, whose height and width are even."""
+    step = 2 * factor(components["vae"])
+    return Packed(LatentSpace(components["vae"], patch=2), 2 * (run["height"] // step), 2 * (run["width"] // step))
 
 
 def dtype_of(components: Components) -> torch.dtype:
@@ -164,13 +159,17 @@ def dtype_of(components: Components) -> torch.dtype:
 
 def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     """One stage: the transformer in packed latents."""
+    return (stage(components, packed(components, run)),)
+
+
+def stage(components: Components, space: Packed, *further: Tensor) -> Stage:
+    """The transformer in packed latents; `further` tokens beside those of x have places (L, 3)."""
     network, scheduler = components["transformer"], components["scheduler"]
-    space = packed(components, run)
-    height, width = space.height // 2, space.width // 2
+    own = grid_places(space.height // 2, space.width // 2)
 
     def condition(run: Run, x: Tensor) -> Cond:
         hidden, pooled = text_rows(components, run)
-        table = network.rotary(places(hidden.shape[1], grid_places(height, width))).to(network.device)
+        table = network.rotary(places(hidden.shape[1], own, *further)).to(network.device)
         cond = {
             "encoder_hidden_states": hidden.to(network.device),
             "pooled_projections": pooled.to(network.device),
@@ -180,24 +179,28 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
             cond["guidance"] = torch.full((len(hidden),), float(run.guidance_scale), device=network.device)
         return cond
 
-    return (
-        Stage(
-            name="transformer",
-            network=network,
-            space=space,
-            scheduler=scheduler,
-            dtype=dtype_of(components),
-            schedule=lambda run: flow_schedule(scheduler, run, network.device, height * width),
-            condition=condition,
-            guide=guide,
-            predict=transformer_predict(network),
-            public={"encoder_hidden_states": "prompt_embeds"},
-        ),
+    return Stage(
+        name="transformer",
+        network=network,
+        space=space,
+        scheduler=scheduler,
+        dtype=dtype_of(components),
+        schedule=lambda run: flow_schedule(scheduler, run, network.device, len(own)),
+        condition=condition,
+        guide=guide,
+        predict=transformer_predict(network),
+        public={"encoder_hidden_states": "prompt_embeds"},
     )
 
 
 def check(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse what can't work or would have no effect, before anything is computed."""
+    check_call(components, args)
+    check_size(components, args)
+
+
+def check_call(components: Components, args: Mapping[str, Any]) -> None:
+    """All but the size."""
     prompts.check(args)
     prompts.check_pooled(args)
     _check_negative(args)
@@ -205,7 +208,6 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
         raise ValueError(f"max_sequence_length={args['max_sequence_length']} has to be {LONGEST} at most.")
     if args.get("mask_image") is not None:
         images.same_size(args["image"], args["mask_image"])
-    check_size(components, args)
     channels, latent = components["transformer"].config.in_channels, components["vae"].config.latent_channels
     beside = "control_image" in args and components.get("controlnet") is None
     made = 4 * latent * (2 if beside else 1)
