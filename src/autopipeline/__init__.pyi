@@ -25,8 +25,13 @@ from autopipeline.models.t5 import UMT5EncoderModel as UMT5EncoderModel
 from autopipeline.models.unet import UNet2DConditionModel as UNet2DConditionModel
 from autopipeline.pipeline import DiffusionPipeline as DiffusionPipeline
 from autopipeline.pipeline import Output as Output
+from autopipeline.schedulers import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
+from autopipeline.schedulers import DDIMInverseScheduler as DDIMInverseScheduler
+from autopipeline.schedulers import DDIMParallelScheduler as DDIMParallelScheduler
 from autopipeline.schedulers import DDIMScheduler as DDIMScheduler
+from autopipeline.schedulers import DDPMParallelScheduler as DDPMParallelScheduler
 from autopipeline.schedulers import DDPMScheduler as DDPMScheduler
+from autopipeline.schedulers import DDPMWuerstchenScheduler as DDPMWuerstchenScheduler
 from autopipeline.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
 from autopipeline.schedulers import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
 from autopipeline.schedulers import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
@@ -35,8 +40,13 @@ from autopipeline.schedulers import FlowMatchEulerDiscreteScheduler as FlowMatch
 from autopipeline.schedulers import FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler
 from autopipeline.schedulers import FlowMatchLCMScheduler as FlowMatchLCMScheduler
 from autopipeline.schedulers import HeunDiscreteScheduler as HeunDiscreteScheduler
+from autopipeline.schedulers import IPNDMScheduler as IPNDMScheduler
 from autopipeline.schedulers import LCMScheduler as LCMScheduler
 from autopipeline.schedulers import PNDMScheduler as PNDMScheduler
+from autopipeline.schedulers import RePaintScheduler as RePaintScheduler
+from autopipeline.schedulers import ScoreSdeVeScheduler as ScoreSdeVeScheduler
+from autopipeline.schedulers import TCDScheduler as TCDScheduler
+from autopipeline.schedulers import UnCLIPScheduler as UnCLIPScheduler
 from autopipeline.schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
 from autopipeline.selection import Explanation as Explanation
 from autopipeline.selection import explain as explain
@@ -44,6 +54,148 @@ from autopipeline.text import CLIPTokenizer as CLIPTokenizer
 from autopipeline.text import T5Tokenizer as T5Tokenizer
 
 __version__: str
+
+class FluxImg2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        negative_prompt: Any = None,
+        negative_prompt_2: Any = None,
+        true_cfg_scale: Any = 1.0,
+        image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 7.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
+
+class FluxInpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        negative_prompt: Any = None,
+        negative_prompt_2: Any = None,
+        true_cfg_scale: Any = 1.0,
+        image: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        height: Any = None,
+        width: Any = None,
+        padding_mask_crop: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 7.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
+
+class FluxKontextPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image: Any = None,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        negative_prompt: Any = None,
+        negative_prompt_2: Any = None,
+        true_cfg_scale: Any = 1.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 3.5,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        max_area: Any = 1048576,
+        _auto_resize: Any = True,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
+
+class FluxPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        negative_prompt: Any = None,
+        negative_prompt_2: Any = None,
+        true_cfg_scale: Any = 1.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 3.5,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
 
 class LatentConsistencyModelImg2ImgPipeline(DiffusionPipeline):
     def __call__(

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from autopipeline.stage import Family
 
 BUILT = {
+    "Control": "autopipeline.addons.control",
     "ControlNet": "autopipeline.addons.controlnet",
     "PAG": "autopipeline.addons.pag",
 }

@@ -17,6 +17,8 @@ BUILT = {
     "stable-diffusion-xl": "autopipeline.families.stable_diffusion_xl",
     "stable-diffusion-3": "autopipeline.families.stable_diffusion_3",
     "lcm": "autopipeline.families.lcm",
+    "flux": "autopipeline.families.flux",
+    "flux-kontext": "autopipeline.families.flux_kontext",
 }
 """Family key -> the module whose FAMILY it is."""
 

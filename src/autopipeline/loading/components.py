@@ -22,6 +22,7 @@ HOMES = {
     "UNet2DConditionModel": "autopipeline.models.unet",
     "ControlNetModel": "autopipeline.models.controlnet",
     "MultiControlNetModel": "autopipeline.models.controlnet",
+    "FluxTransformer2DModel": "autopipeline.models.flux",
     "AutoencoderKL": "autopipeline.models.autoencoder_kl",
     "AutoencoderTiny": "autopipeline.models.autoencoder_tiny",
     "CLIPTextModel": "autopipeline.models.clip",

@@ -1,0 +1,260 @@
+"""Flux (Black Forest Labs 2024): a transformer on packed latents, led by T5's states and CLIP's pooled text.
+
+"dev" networks take the guidance scale as an input; "schnell" ones know none. With a negative prompt and
+`true_cfg_scale` above 1, both are guided in the ordinary way besides.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autopipeline import images, prompts
+from autopipeline.families.schedules import flow_schedule
+from autopipeline.guidance import ClassifierFree, Guidance, Unguided
+from autopipeline.models.flux import FluxTransformer2DModel
+from autopipeline.models.rotary import grid_places
+from autopipeline.spaces import LatentSpace, Packed, factor
+from autopipeline.stage import Cond, Family, Finished, Pred, Predict, Run, Slot, Stage, TaskRow
+from autopipeline.tasks.image2image import SharedImage2Image
+from autopipeline.tasks.inpaint import Blend
+from autopipeline.tasks.text2image import Text2Image
+
+Components = Mapping[str, Any]
+LONGEST = 512
+"""Tokens of text that the networks were trained with at most."""
+
+SLOTS = {
+    "vae": Slot(("AutoencoderKL",)),
+    "text_encoder": Slot(("CLIPTextModel",), optional=True),
+    "tokenizer": Slot(("CLIPTokenizer",), optional=True),
+    "text_encoder_2": Slot(("T5EncoderModel",), optional=True),
+    "tokenizer_2": Slot(("T5Tokenizer", "T5TokenizerFast"), optional=True),
+    "transformer": Slot(("FluxTransformer2DModel",)),
+    "scheduler": Slot(("Scheduler",)),
+    "image_encoder": Slot(("CLIPVisionModelWithProjection",), optional=True),
+    "feature_extractor": Slot(("CLIPImageProcessor",), optional=True),
+}
+PROMPTS = dict(prompt=None, prompt_2=None)
+NEGATIVE = dict(negative_prompt=None, negative_prompt_2=None, true_cfg_scale=1.0)
+SIZE = dict(height=None, width=None)
+STEPS = dict(num_inference_steps=28, sigmas=None)
+DRAWS = dict(num_images_per_prompt=1, generator=None, latents=None)
+EMBEDS = dict(prompt_embeds=None, pooled_prompt_embeds=None)
+NEGATIVE_EMBEDS = dict(negative_prompt_embeds=None, negative_pooled_prompt_embeds=None)
+LAST = dict(
+    output_type="pil",
+    return_dict=True,
+    joint_attention_kwargs=None,
+    callback_on_step_end=None,
+    callback_on_step_end_tensor_inputs=("latents",),
+    max_sequence_length=512,
+)
+TENSORS = ("latents", "prompt_embeds")
+
+
+def guided_params(begin: dict[str, Any], scale: float, middle: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Parameters of a task with negative prompts, from those of its inputs."""
+    after = dict(guidance_scale=scale) | (middle or {}) | DRAWS | EMBEDS | NEGATIVE_EMBEDS | LAST
+    return PROMPTS | NEGATIVE | begin | STEPS | after
+
+
+TEXT2IMAGE = TaskRow(task=Text2Image, params=guided_params(SIZE, 3.5), tensors=TENSORS)
+IMAGE2IMAGE = TaskRow(
+    task=SharedImage2Image, params=guided_params(dict(image=None) | SIZE | dict(strength=0.6), 7.0), tensors=TENSORS
+)
+INPAINT = TaskRow(
+    task=Blend,
+    params=guided_params(
+        dict(image=None, mask_image=None, masked_image_latents=None)
+        | SIZE
+        | dict(padding_mask_crop=None, strength=0.6),
+        7.0,
+    ),
+    tensors=TENSORS,
+)
+
+
+def guided(run: Run) -> bool:
+    """Whether there is a negative branch."""
+    said = run.get("negative_prompt") is not None or run.get("negative_prompt_embeds") is not None
+    return said and run.get("true_cfg_scale", 1.0) > 1
+
+
+def guide(run: Run) -> Guidance:
+    """Classifier-free guidance where there is a negative prompt; the embedded scale needs no branch."""
+    return ClassifierFree(run["true_cfg_scale"]) if guided(run) else Unguided()
+
+
+def encode(components: Components, texts: tuple[list[str], list[str]], length: int) -> tuple[Tensor, Tensor]:
+    """T5's hidden states (B, length, J) of the second texts, CLIP's pooled output (B, P) of the first."""
+    for name in ("text_encoder", "text_encoder_2"):
+        if components.get(name) is None:
+            raise ValueError(f"This checkpoint has no {name}; pass prompt_embeds and pooled_prompt_embeds.")
+    clip, t5 = components["text_encoder"], components["text_encoder_2"]
+    pooled = clip(prompts.tokens(components["tokenizer"], texts[0]).to(clip.device)).pooled
+    hidden = t5(prompts.long_tokens(components["tokenizer_2"], texts[1], length).to(t5.device))
+    return prompts.finite(hidden, "text_encoder_2"), prompts.finite(pooled, "text_encoder")
+
+
+def text_rows(components: Components, run: Run) -> tuple[Tensor, Tensor]:
+    """Embeddings (branches * B, T, J) and pooled embeddings (branches * B, P) of all branches."""
+    branches = [_texts(components, run, "")]
+    if guided(run):
+        branches.insert(0, _texts(components, run, "negative_"))
+    lengths = [hidden.shape[1] for hidden, _ in branches]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"The negative prompt has {lengths[0]} tokens and the prompt {lengths[1]}; pass embeddings of both, "
+            f"or max_sequence_length={lengths[1]}."
+        )
+    times = run.batch // run.prompts
+    hidden, pooled = (torch.cat([prompts.each(rows, times) for rows in column]) for column in zip(*branches))
+    return hidden, pooled
+
+
+def _texts(components: Components, run: Run, sign: str) -> tuple[Tensor, Tensor]:
+    hidden, pooled = run.get(f"{sign}prompt_embeds"), run.get(f"{sign}pooled_prompt_embeds")
+    if hidden is not None:
+        return hidden, pooled
+    first = prompts.rows(run[f"{sign}prompt"], run.prompts, f"{sign}prompt")
+    second = run.get(f"{sign}prompt_2")
+    other = prompts.rows(second, run.prompts, f"{sign}prompt_2") if second else first
+    return encode(components, (first, other), run["max_sequence_length"])
+
+
+def places(tokens: int, *grids: Tensor) -> Tensor:
+    """Places (tokens + L, 3): text stands nowhere, then come the grids of pictures."""
+    return torch.cat([torch.zeros(tokens, 3, dtype=torch.long), *grids])
+
+
+def transformer_predict(network: FluxTransformer2DModel) -> Predict:
+    """The transformer as a prediction; what it is told keeps its own precision where it is a table of angles."""
+
+    def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
+        exact = ("rotary", "residuals")
+        typed = {name: rows.to(network.device, network.dtype) for name, rows in cond.items() if name not in exact}
+        rest = {name: cond[name] for name in exact if name in cond}
+        time = t.to(x.dtype) / 1000
+        return Pred(network(x.to(network.dtype), time, **typed, **rest).to(x.dtype))
+
+    return predict
+
+
+def packed(components: Components, run: Run) -> Packed:
+    """The space of a run's latents, whose height and width are even."""
+    step = 2 * factor(components["vae"])
+    return Packed(LatentSpace(components["vae"], patch=2), 2 * (run["height"] // step), 2 * (run["width"] // step))
+
+
+def dtype_of(components: Components) -> torch.dtype:
+    """The precision of the latents: that of T5, or of the transformer without it."""
+    encoder = components.get("text_encoder_2")
+    return (components["transformer"] if encoder is None else encoder).dtype
+
+
+def stages(components: Components, run: Run) -> tuple[Stage, ...]:
+    """One stage: the transformer in packed latents."""
+    return (stage(components, packed(components, run)),)
+
+
+def stage(components: Components, space: Packed, *further: Tensor) -> Stage:
+    """The transformer in packed latents; `further` tokens beside those of x have places (L, 3)."""
+    network, scheduler = components["transformer"], components["scheduler"]
+    own = grid_places(space.height // 2, space.width // 2)
+
+    def condition(run: Run, x: Tensor) -> Cond:
+        hidden, pooled = text_rows(components, run)
+        table = network.rotary(places(hidden.shape[1], own, *further)).to(network.device)
+        cond = {
+            "encoder_hidden_states": hidden.to(network.device),
+            "pooled_projections": pooled.to(network.device),
+            "rotary": table.expand(len(hidden), -1, -1, -1),
+        }
+        if network.config.guidance_embeds:
+            cond["guidance"] = torch.full((len(hidden),), float(run.guidance_scale), device=network.device)
+        return cond
+
+    return Stage(
+        name="transformer",
+        network=network,
+        space=space,
+        scheduler=scheduler,
+        dtype=dtype_of(components),
+        schedule=lambda run: flow_schedule(scheduler, run, network.device, len(own)),
+        condition=condition,
+        guide=guide,
+        predict=transformer_predict(network),
+        public={"encoder_hidden_states": "prompt_embeds"},
+    )
+
+
+def check(components: Components, args: Mapping[str, Any]) -> None:
+    """Refuse what can't work or would have no effect, before anything is computed."""
+    check_call(components, args)
+    check_size(components, args)
+
+
+def check_call(components: Components, args: Mapping[str, Any]) -> None:
+    """All but the size."""
+    prompts.check(args)
+    prompts.check_pooled(args)
+    _check_negative(args)
+    if args["max_sequence_length"] > LONGEST:
+        raise ValueError(f"max_sequence_length={args['max_sequence_length']} has to be {LONGEST} at most.")
+    if args.get("mask_image") is not None:
+        images.same_size(args["image"], args["mask_image"])
+    channels, latent = components["transformer"].config.in_channels, components["vae"].config.latent_channels
+    beside = "control_image" in args and components.get("controlnet") is None
+    made = 4 * latent * (2 if beside else 1)
+    if channels != made:
+        what = "another picture" if beside else "nothing"
+        raise ValueError(f"The transformer takes {channels} channels, but latents with {what} beside them have {made}.")
+
+
+def _check_negative(args: Mapping[str, Any]) -> None:
+    names = [f"negative_{name}" for name in ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds")]
+    given = [name for name in names if args.get(name) is not None]
+    scale = args.get("true_cfg_scale", 1.0)
+    if given and scale <= 1:
+        raise ValueError(f"{given[0]} has no effect with true_cfg_scale={scale}; use a scale above 1.")
+    if scale > 1 and not {"negative_prompt", "negative_prompt_embeds"} & set(given):
+        raise ValueError(f"true_cfg_scale={scale} has no effect without negative_prompt.")
+
+
+def check_size(components: Components, args: Mapping[str, Any]) -> None:
+    """Sizes that are no multiples of a patch are rounded down, and somebody should know."""
+    step = 2 * factor(components["vae"])
+    for side in ("height", "width"):
+        if args[side] < step:
+            raise ValueError(f"{side}={args[side]} has to be {step} pixels at least.")
+        if args[side] % step:
+            near = args[side] // step * step
+            warnings.warn(f"{side}={args[side]} is no multiple of {step} pixels; {near} are made.", stacklevel=2)
+
+
+def size(components: Components) -> tuple[int, int]:
+    """128 latents a side, whatever the autoencoder."""
+    return (128 * factor(components["vae"]),) * 2
+
+
+def finish(components: Components, run: Run, x: Tensor) -> Finished:
+    """Decode."""
+    return Finished(packed(components, run).decode(x))
+
+
+FAMILY = Family(
+    key="flux",
+    stem="Flux",
+    slots=SLOTS,
+    settings={},
+    tasks={"text2image": TEXT2IMAGE, "image2image": IMAGE2IMAGE, "inpaint": INPAINT},
+    stages=stages,
+    finish=finish,
+    check=check,
+    size=size,
+)
