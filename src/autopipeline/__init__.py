@@ -23,6 +23,8 @@ _HOMES = {
     "autopipeline.errors": ("Cancelled", "CheckpointError", "NotFiniteError"),
     "autopipeline.models.unet": ("UNet2DConditionModel",),
     "autopipeline.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
+    "autopipeline.models.flux": ("FluxTransformer2DModel",),
+    "autopipeline.models.flux_controlnet": ("FluxControlNetModel", "FluxMultiControlNetModel"),
     "autopipeline.models.autoencoder_kl": ("AutoencoderKL",),
     "autopipeline.models.autoencoder_tiny": ("AutoencoderTiny",),
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),

@@ -23,6 +23,7 @@ BUILT = {
 """Family key -> the module whose FAMILY it is."""
 
 ADDONS = {
+    "flux": ("Control", "ControlNet"),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from autopipeline import images, prompts
+from autopipeline.addons import controlnet_streams
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
 from autopipeline.models.flux import FluxTransformer2DModel
 from autopipeline.models.rotary import grid_places
 from autopipeline.spaces import LatentSpace, Packed, factor
 from autopipeline.stage import Cond, Family, Finished, Pred, Predict, Run, Slot, Stage, TaskRow
-from autopipeline.tasks.image2image import SharedImage2Image
+from autopipeline.tasks.image2image import SharedImage2Image, sampled_rows
 from autopipeline.tasks.inpaint import Blend
 from autopipeline.tasks.text2image import Text2Image
 
@@ -77,6 +78,64 @@ INPAINT = TaskRow(
     ),
     tensors=TENSORS,
 )
+
+
+def plain_params(begin: dict[str, Any], scale: float, middle: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Parameters of a task without negative prompts."""
+    return PROMPTS | begin | STEPS | dict(guidance_scale=scale) | (middle or {}) | DRAWS | EMBEDS | LAST
+
+
+_CONTROL, _STRONG = dict(control_image=None), dict(strength=0.6)
+_MASKS = dict(mask_image=None, masked_image_latents=None)
+
+
+class MaskedFirst(Blend):
+    """Users know pictures before which the posterior of the masked picture was drawn first of all, and never used."""
+
+    def __init__(self, stage: Stage, run: Run) -> None:
+        super().__init__(stage, run)
+        space = cast(Packed, stage.space)
+        pictures = sampled_rows(run, len(space.masked_pixels(run)[0]), self.apart)
+        run.random.normal((pictures, space.channels, space.height, space.width), dtype=stage.dtype, device=stage.device)
+
+    def _masked(self, pixels: Tensor, mask: Tensor) -> Tensor:
+        return self._source()
+
+
+CONTROL = {
+    "text2image": TaskRow(task=Text2Image, params=plain_params(_CONTROL | SIZE, 3.5), tensors=TENSORS),
+    "image2image": TaskRow(
+        task=SharedImage2Image,
+        params=plain_params(dict(image=None) | _CONTROL | SIZE | _STRONG, 7.0),
+        tensors=TENSORS,
+    ),
+    "inpaint": TaskRow(
+        task=MaskedFirst,
+        params=plain_params(dict(image=None) | _CONTROL | _MASKS | SIZE | _STRONG, 7.0),
+        tensors=TENSORS,
+    ),
+}
+CONTROLNET = {
+    "text2image": TaskRow(
+        task=Text2Image,
+        params=guided_params(SIZE, 7.0, controlnet_streams.params(picture=True)),
+        tensors=(*TENSORS, "control_image"),
+    ),
+    "image2image": TaskRow(
+        task=SharedImage2Image,
+        params=plain_params(dict(image=None) | _CONTROL | SIZE | _STRONG, 7.0, controlnet_streams.params()),
+        tensors=(*TENSORS, "control_image"),
+    ),
+    "inpaint": TaskRow(
+        task=Blend,
+        params=plain_params(
+            dict(image=None) | _MASKS | _CONTROL | SIZE | _STRONG | dict(padding_mask_crop=None),
+            7.0,
+            controlnet_streams.params(),
+        ),
+        tensors=(*TENSORS, "control_image", "mask", "masked_image_latents"),
+    ),
+}
 
 
 def guided(run: Run) -> bool:
@@ -257,4 +316,6 @@ FAMILY = Family(
     finish=finish,
     check=check,
     size=size,
+    variants={frozenset({"Control"}): CONTROL, frozenset({"ControlNet"}): CONTROLNET},
+    addons={"ControlNet": controlnet_streams.attach},
 )

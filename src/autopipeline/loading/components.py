@@ -23,6 +23,8 @@ HOMES = {
     "ControlNetModel": "autopipeline.models.controlnet",
     "MultiControlNetModel": "autopipeline.models.controlnet",
     "FluxTransformer2DModel": "autopipeline.models.flux",
+    "FluxControlNetModel": "autopipeline.models.flux_controlnet",
+    "FluxMultiControlNetModel": "autopipeline.models.flux_controlnet",
     "AutoencoderKL": "autopipeline.models.autoencoder_kl",
     "AutoencoderTiny": "autopipeline.models.autoencoder_tiny",
     "CLIPTextModel": "autopipeline.models.clip",
