@@ -23,6 +23,7 @@ _HOMES = {
     "autopipeline.errors": ("Cancelled", "CheckpointError", "NotFiniteError"),
     "autopipeline.models.unet": ("UNet2DConditionModel",),
     "autopipeline.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
+    "autopipeline.models.chroma": ("ChromaTransformer2DModel",),
     "autopipeline.models.flux": ("FluxTransformer2DModel",),
     "autopipeline.models.flux_controlnet": ("FluxControlNetModel", "FluxMultiControlNetModel"),
     "autopipeline.models.autoencoder_kl": ("AutoencoderKL",),

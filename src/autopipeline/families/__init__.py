@@ -19,6 +19,7 @@ BUILT = {
     "lcm": "autopipeline.families.lcm",
     "flux": "autopipeline.families.flux",
     "flux-kontext": "autopipeline.families.flux_kontext",
+    "chroma": "autopipeline.families.chroma",
 }
 """Family key -> the module whose FAMILY it is."""
 

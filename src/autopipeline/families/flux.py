@@ -17,7 +17,7 @@ from autopipeline import images, prompts
 from autopipeline.addons import controlnet_streams
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
-from autopipeline.models.flux import FluxTransformer2DModel
+from autopipeline.models.network import Network
 from autopipeline.models.rotary import grid_places
 from autopipeline.spaces import LatentSpace, Packed, factor
 from autopipeline.stage import Cond, Family, Finished, Pred, Predict, Run, Slot, Stage, TaskRow
@@ -165,15 +165,21 @@ def text_rows(components: Components, run: Run) -> tuple[Tensor, Tensor]:
     branches = [_texts(components, run, "")]
     if guided(run):
         branches.insert(0, _texts(components, run, "negative_"))
-    lengths = [hidden.shape[1] for hidden, _ in branches]
+    check_lengths([hidden for hidden, _ in branches])
+    times = run.batch // run.prompts
+    columns = zip(*branches, strict=True)
+    hidden, pooled = (torch.cat([prompts.each(rows, times) for rows in column]) for column in columns)
+    return hidden, pooled
+
+
+def check_lengths(branches: list[Tensor]) -> None:
+    """Embeddings (B, T, J) of all branches go through the network together, so they have to be of one length."""
+    lengths = [hidden.shape[1] for hidden in branches]
     if len(set(lengths)) > 1:
         raise ValueError(
             f"The negative prompt has {lengths[0]} tokens and the prompt {lengths[1]}; pass embeddings of both, "
             f"or max_sequence_length={lengths[1]}."
         )
-    times = run.batch // run.prompts
-    hidden, pooled = (torch.cat([prompts.each(rows, times) for rows in column]) for column in zip(*branches))
-    return hidden, pooled
 
 
 def _texts(components: Components, run: Run, sign: str) -> tuple[Tensor, Tensor]:
@@ -191,7 +197,7 @@ def places(tokens: int, *grids: Tensor) -> Tensor:
     return torch.cat([torch.zeros(tokens, 3, dtype=torch.long), *grids])
 
 
-def transformer_predict(network: FluxTransformer2DModel) -> Predict:
+def transformer_predict(network: Network) -> Predict:
     """The transformer as a prediction; what it is told keeps its own precision where it is a table of angles."""
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
@@ -263,10 +269,15 @@ def check_call(components: Components, args: Mapping[str, Any]) -> None:
     prompts.check(args)
     prompts.check_pooled(args)
     _check_negative(args)
-    if args["max_sequence_length"] > LONGEST:
-        raise ValueError(f"max_sequence_length={args['max_sequence_length']} has to be {LONGEST} at most.")
     if args.get("mask_image") is not None:
         images.same_size(args["image"], args["mask_image"])
+    check_network(components, args)
+
+
+def check_network(components: Components, args: Mapping[str, Any]) -> None:
+    """Refuse texts that are too long for the transformer, and a transformer that takes other latents."""
+    if args["max_sequence_length"] > LONGEST:
+        raise ValueError(f"max_sequence_length={args['max_sequence_length']} has to be {LONGEST} at most.")
     channels, latent = components["transformer"].config.in_channels, components["vae"].config.latent_channels
     beside = "control_image" in args and components.get("controlnet") is None
     made = 4 * latent * (2 if beside else 1)

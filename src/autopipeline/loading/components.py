@@ -22,6 +22,7 @@ HOMES = {
     "UNet2DConditionModel": "autopipeline.models.unet",
     "ControlNetModel": "autopipeline.models.controlnet",
     "MultiControlNetModel": "autopipeline.models.controlnet",
+    "ChromaTransformer2DModel": "autopipeline.models.chroma",
     "FluxTransformer2DModel": "autopipeline.models.flux",
     "FluxControlNetModel": "autopipeline.models.flux_controlnet",
     "FluxMultiControlNetModel": "autopipeline.models.flux_controlnet",
