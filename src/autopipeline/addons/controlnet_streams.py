@@ -35,7 +35,9 @@ def params(picture: bool = False) -> dict[str, Any]:
     With several pictures, all may be lists.
     """
     window = dict(control_guidance_start=0.0, control_guidance_end=1.0)
-    return window | ({control.NAME: None} if picture else {}) | dict(control_mode=None, controlnet_conditioning_scale=1.0)
+    return (
+        window | ({control.NAME: None} if picture else {}) | dict(control_mode=None, controlnet_conditioning_scale=1.0)
+    )
 
 
 def attach(family: Family) -> Family:
@@ -170,7 +172,7 @@ def _residuals(part: Part, x: Tensor, t: Tensor, cond: Cond, blocks: tuple[int, 
     rows = (scale != 0) & (cond["control_from"] == 0)
     if not rows.any():
         return None
-    kind = dict(device=net.device, dtype=net.dtype)
+    kind: dict[str, Any] = dict(device=net.device, dtype=net.dtype)
     inputs: dict[str, Any] = {name: cond[name][rows].to(**kind) for name in TAKEN}
     inputs |= {"rotary": cond["rotary"][rows].to(net.device)}  # angles keep their precision
     if net.config.guidance_embeds:

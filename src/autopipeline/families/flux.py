@@ -309,7 +309,8 @@ def check_size(components: Components, args: Mapping[str, Any]) -> None:
 
 def size(components: Components) -> tuple[int, int]:
     """128 latents a side, whatever the autoencoder."""
-    return (128 * factor(components["vae"]),) * 2
+    side = 128 * factor(components["vae"])
+    return side, side
 
 
 def finish(components: Components, run: Run, x: Tensor) -> Finished:

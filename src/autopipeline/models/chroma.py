@@ -1,4 +1,4 @@
-"""The transformer of Chroma (Lodestone Rock 2025): Flux's blocks, told by one small network what the time means to each.
+"""The transformer of Chroma (Lodestone Rock 2025): Flux's blocks; a small network tells each what the time means.
 
 Shapes: B rows, T tokens of text, L tokens of the picture, D width, M vectors of modulation for all blocks together.
 """
@@ -112,9 +112,17 @@ class ChromaTransformer2DModel(Network):
         quarter, total = self.config.approximator_num_channels // 4, sum(counts)
         told = [self._waves(time, quarter), self._waves(torch.zeros_like(time), quarter)]
         which = self._waves(1000 * torch.arange(total, device=time.device), 2 * quarter).to(time.dtype)
-        parts = [*(each.to(time.dtype)[:, None].expand(-1, total, -1) for each in told), which.expand(len(time), -1, -1)]
+        parts = [
+            *(each.to(time.dtype)[:, None].expand(-1, total, -1) for each in told),
+            which.expand(len(time), -1, -1),
+        ]
         single, image, text, last = self.distilled_guidance_layer(torch.cat(parts, -1))[:, :, None].split(counts, 1)
-        return single.unflatten(1, (singles, 3)), image.unflatten(1, (doubles, 6)), text.unflatten(1, (doubles, 6)), last
+        return (
+            single.unflatten(1, (singles, 3)),
+            image.unflatten(1, (doubles, 6)),
+            text.unflatten(1, (doubles, 6)),
+            last,
+        )
 
     @staticmethod
     def _waves(x: Tensor, width: int) -> Tensor:
