@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -146,24 +147,32 @@ def _controlled(stage: Stage, parts: list[Part]) -> Stage:
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         rest: dict[str, Any] = {name: rows for name, rows in cond.items() if not name.startswith("control_")}
-        made = [found for part in parts if (found := _residuals(part, x, t, cond, blocks))]
+        made = [found for part in parts if (found := _residuals(part, x, t, cond))]
         if made:
             source = torch.arange(len(x), device=x.device) + cond["control_from"].to(x.device)
-            sums = [[sum(same[1:], same[0])[source] for same in zip(*kind, strict=True)] for kind in _by_kind(made)]
-            rest["residuals"] = tuple(sums)
+            doubles, singles = (list(kind) for kind in zip(*made, strict=True))
+            round_about = any(net.sees_pixels for net, _ in parts)
+            rest["residuals"] = (
+                _combined(doubles, blocks[0], round_about, source),
+                _combined(singles, blocks[1], False, source),
+            )
         return stage.predict(x, t, rest)
 
     nets = list(dict.fromkeys(net for net, _ in parts))
     return replace(stage, vary=vary, predict=predict, beside=(*stage.beside, *nets))
 
 
-def _by_kind(made: list[Corrections]) -> list[list[list[Tensor]]]:
-    """The lists of each kind of block that are not empty."""
-    return [[each for each in kind if each] for kind in zip(*made, strict=True)]
+def _combined(lists: list[list[Tensor]], blocks: int, repeat: bool, source: Tensor) -> list[Tensor]:
+    """Residuals of all ControlNets for one kind of blocks: summed, taken from the rows `source`, spread out."""
+    lists = [each for each in lists if each]
+    if len({len(each) for each in lists}) > 1:
+        lists = [spread(each, blocks, repeat) for each in lists]
+    sums = [reduce(torch.add, same)[source] for same in zip(*lists, strict=True)]
+    return spread(sums, blocks, repeat)
 
 
-def _residuals(part: Part, x: Tensor, t: Tensor, cond: Cond, blocks: tuple[int, int]) -> Corrections | None:
-    """The residuals of one ControlNet, spread over the transformer's blocks; None if it takes no part.
+def _residuals(part: Part, x: Tensor, t: Tensor, cond: Cond) -> Corrections | None:
+    """The residuals of one ControlNet; None if it takes no part.
 
     It is asked only for the rows in which it counts; the others get zeros.
     """
@@ -187,5 +196,4 @@ def _residuals(part: Part, x: Tensor, t: Tensor, cond: Cond, blocks: tuple[int, 
         whole[rows] = residual * scale[rows, None, None].to(residual)
         return whole.to(x.device)
 
-    doubles = spread([full(each) for each in made.doubles], blocks[0], net.sees_pixels)
-    return Corrections(doubles, spread([full(each) for each in made.singles], blocks[1], False))
+    return Corrections(*([full(each) for each in kind] for kind in made))
