@@ -20,7 +20,7 @@ from autopipeline import families, names
 
 Checkpoint = Callable[[str], Path]
 
-FOLDERS = {"stable-diffusion": "sd", "stable-diffusion-xl": "xl", "lcm": "lcm"}
+FOLDERS = {"stable-diffusion": "sd", "stable-diffusion-xl": "xl", "lcm": "lcm", "stable-diffusion-3": "sd3"}
 CASES = [(row.key, task) for row in names.rows() if row.built and not row.addons for task in row.classes]
 AUTO = {
     "text2image": "AutoPipelineForText2Image",

@@ -30,6 +30,14 @@ XL_EMBEDS = dict(
     pooled_prompt_embeds=(1, 24),
     negative_pooled_prompt_embeds=(1, 24),
 )
+SD3_EMBEDS = dict(
+    prompt=None,
+    prompt_embeds=(1, 90, 60),
+    negative_prompt_embeds=(1, 90, 60),
+    pooled_prompt_embeds=(1, 36),
+    negative_pooled_prompt_embeds=(1, 36),
+)
+SKIP = dict(skip_guidance_layers=[1, 3], skip_layer_guidance_start=0.1, skip_layer_guidance_stop=0.8)
 MICRO = dict(original_size=(32, 48), crops_coords_top_left=(5, 9), target_size=(64, 72))
 NEGATIVE_MICRO = dict(
     negative_original_size=(24, 32), negative_crops_coords_top_left=(3, 1), negative_target_size=(72, 56)
@@ -52,6 +60,22 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("sd-9", "inpaint", GENTLE),
     ("sd-v", "text2image", dict(guidance_rescale=0.5)),
     ("sd-v", "image2image", GENTLE | dict(eta=0.7)),
+    ("sd3", "text2image", dict(negative_prompt="sun", num_images_per_prompt=2)),
+    ("sd3", "text2image", dict(prompt_2="cat", prompt_3="a sun", negative_prompt="cat", negative_prompt_3="sea")),
+    ("sd3", "text2image", dict(clip_skip=1, width=96, height=56, max_sequence_length=8)),
+    ("sd3", "text2image", dict(guidance_scale=1.0, latents=(1, 16, 16, 16), sigmas=[1.0, 0.7, 0.3])),
+    ("sd3", "text2image", SD3_EMBEDS),
+    ("sd3", "text2image", SKIP | dict(num_inference_steps=6)),
+    ("sd3", "image2image", GENTLE),
+    ("sd3", "image2image", dict(image=(1, 16, 16, 16), strength=0.9, num_images_per_prompt=2)),
+    ("sd3", "inpaint", {}),
+    ("sd3", "inpaint", GENTLE | CROP),
+    ("sd3", "inpaint", dict(strength=1.0, height=96, width=64)),
+    ("sd35", "text2image", dict(width=96)),
+    ("sd35", "text2image", SKIP | dict(skip_layer_guidance_scale=1.7)),
+    ("sd35", "text2image", dict(mu=0.3)),
+    ("sd35", "image2image", GENTLE | dict(height=96)),
+    ("sd35", "inpaint", GENTLE),
     ("lcm", "text2image", dict(guidance_scale=3.0)),
     ("lcm", "image2image", dict(original_inference_steps=20)),
     ("xl", "text2image", {}),
@@ -111,7 +135,7 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
     assert expected.std() > 0.01
 
 
-@pytest.mark.parametrize("name", ["sd", "xl", "lcm"])
+@pytest.mark.parametrize("name", ["sd", "xl", "sd3", "lcm"])
 def test_callbacks_see_and_change_the_same(pair: Any, name: str) -> None:
     traces: list[list[Any]] = []
     results = []
@@ -120,7 +144,7 @@ def test_callbacks_see_and_change_the_same(pair: Any, name: str) -> None:
 
         def fade(pipe: Any, step: int, t: Any, tensors: dict[str, Any], trace: list[Any] = trace) -> dict[str, Any]:
             shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-            trace.append((int(step), float(t), shapes))
+            trace.append((int(step), round(float(t), 3), shapes))
             return {"latents": tensors["latents"] * 0.9}
 
         results.append(

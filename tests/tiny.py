@@ -163,6 +163,42 @@ def stable_diffusion_xl(folder: Path, cls: str = "StableDiffusionXLPipeline", **
     return folder
 
 
+SD3 = dict(
+    sample_size=16,
+    num_layers=4,
+    attention_head_dim=8,
+    num_attention_heads=3,
+    joint_attention_dim=60,
+    caption_projection_dim=24,
+    pooled_projection_dim=36,
+    pos_embed_max_size=24,
+)
+SD3_VAE = XL_VAE | dict(
+    latent_channels=16, scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False
+)
+
+
+def stable_diffusion_3(folder: Path, shift: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """Stable Diffusion 3 in miniature; `changes` are keys of the transformer's config, `shift` of the scheduler's."""
+    import diffusers
+
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=redraw(diffusers.SD3Transformer2DModel(**SD3 | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**SD3_VAE), 2),
+        text_encoder=text_encoder(3, projection=True, projection_dim=12),
+        text_encoder_2=text_encoder(4, projection=True, hidden_act="gelu"),
+        text_encoder_3=t5_encoder(5, d_model=60),
+        tokenizer=_tokenizer(folder),
+        tokenizer_2=_tokenizer(folder),
+        tokenizer_3=t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift or dict(shift=3.0)),
+    )
+    pipe.save_pretrained(folder)
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer_files(folder / name)
+    return folder
+
+
 def lcm(folder: Path) -> Path:
     """A latent consistency model in miniature."""
     return stable_diffusion(

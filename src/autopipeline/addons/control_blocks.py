@@ -83,7 +83,9 @@ def _controlled(stage: Stage, nets: Nets, run: Run) -> Stage:
         rest: dict[str, Any] = {name: rows for name, rows in cond.items() if not name.startswith("control_")}
         every = [_residuals(net, k, stage.network, x, t, cond) for k, net in enumerate(nets)]
         sums = [sum(same[1:], same[0]) for same in zip(*filter(None, every), strict=True)]
-        return stage.predict(x, t, rest | ({"residuals": sums} if sums else {}))
+        if sums:
+            rest["residuals"] = sums
+        return stage.predict(x, t, rest)
 
     return replace(stage, condition=condition, vary=vary, predict=predict, beside=(*stage.beside, *nets))
 
@@ -93,17 +95,15 @@ def _latents(stage: Stage, run: Run, net: Any, k: int) -> Tensor:
 
     Users know draws from the global random numbers here, which are nobody's seed.
     """
-    mask, space = run.get("control_mask"), stage.space
-    pixels = _pixels(run, run[f"control_image_{k}"], space)
-    if mask is not None:
-        covered = _pixels(run, mask, space, signed=False, grey=True, binary=True)
-        pixels = torch.where(covered > 0.5, -1.0, pixels)
-    elif net.config.force_zeros_for_pooled_projection:
-        space = space._replace(shifted=False)  # type: ignore[attr-defined]
-    latents = space.encode(pixels, None)
-    if mask is not None:
-        kept = 1 - space.mask(covered).to(latents)
+    space, pixels = stage.space, _pixels(run, run[f"control_image_{k}"], stage.space)
+    if run.get("control_mask") is not None:
+        mask = _pixels(run, run["control_mask"], space, signed=False, grey=True, binary=True)
+        latents = space.encode(torch.where(mask > 0.5, -1.0, pixels), None)
+        kept = 1 - space.mask(mask).to(latents)
         latents = torch.cat([latents, kept.expand(len(latents), -1, -1, -1)], 1)
+    else:
+        shifted = not net.config.force_zeros_for_pooled_projection
+        latents = space._replace(shifted=shifted).encode(pixels, None)  # type: ignore[attr-defined]
     if len(latents) not in (1, run.prompts):
         raise ValueError(
             f"A ControlNet has {len(latents)} pictures for {run.prompts} prompts; give one, or one for each."

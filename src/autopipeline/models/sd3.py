@@ -97,7 +97,7 @@ class Modulation(nn.Module):
         self.count = count
         self.linear = nn.Linear(width, count * width)
 
-    def forward(self, emb: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, emb: Tensor) -> Sequence[Tensor]:
         """(B, D) to `count` vectors (B, 1, D)."""
         return self.linear(functional.silu(emb))[:, None].chunk(self.count, -1)
 
@@ -149,17 +149,16 @@ class JointAttention(nn.Module):
         As in the reference implementation, queries and keys go without their norms in a layer with such rows.
         """
         normed = self.normed and apart is None
-        parts = [self._heads(x, (self.to_q, self.to_k, self.to_v), ("norm_q", "norm_k") if normed else ())]
+        q, k, v = self._heads(x, (self.to_q, self.to_k, self.to_v), ("norm_q", "norm_k") if normed else ())
         if text is not None:
-            projections = (self.add_q_proj, self.add_k_proj, self.add_v_proj)
-            parts.append(self._heads(text, projections, ("norm_added_q", "norm_added_k") if normed else ()))
-        q, k, v = (torch.cat(same, 2) if len(same) > 1 else same[0] for same in zip(*parts, strict=True))
+            norms = ("norm_added_q", "norm_added_k") if normed else ()
+            words = self._heads(text, (self.add_q_proj, self.add_k_proj, self.add_v_proj), norms)
+            q, k, v = (torch.cat(both, 2) for both in zip((q, k, v), words, strict=True))
         mixed = attend(q, k, v) if apart is None else _attend_apart(q, k, v, apart, x.shape[1])
         mixed = mixed.transpose(1, 2).flatten(2)
-        image, words = mixed[:, : x.shape[1]], mixed[:, x.shape[1] :]
-        return self.to_out[0](image), self.to_add_out(words) if text is not None and hasattr(
-            self, "to_add_out"
-        ) else None
+        image, rest = mixed[:, : x.shape[1]], mixed[:, x.shape[1] :]
+        seen = text is not None and hasattr(self, "to_add_out")
+        return self.to_out[0](image), self.to_add_out(rest) if seen else None
 
     def _heads(self, x: Tensor, projections: Sequence[nn.Module], norms: Sequence[str]) -> list[Tensor]:
         """Queries, keys and values (B, H, L, D / H)."""
