@@ -208,6 +208,8 @@ def test_eight_threads_on_one_pipeline(load: Any, key: str) -> None:
         if task == "image2image":
             del job["height"], job["width"]
             job["num_inference_steps"] += 2
+        elif "max_area" in pipe.family.tasks[task].params:
+            job["max_area"] = job["height"] * job["width"]
         return call(getattr(ap, AUTO[task]).from_pipe(pipe), task, **job)
 
     serial = [work(k) for k in range(8)]
