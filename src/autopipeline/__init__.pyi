@@ -12,11 +12,15 @@ from autopipeline.errors import NotFiniteError as NotFiniteError
 from autopipeline.images import CLIPImageProcessor as CLIPImageProcessor
 from autopipeline.models.autoencoder_kl import AutoencoderKL as AutoencoderKL
 from autopipeline.models.autoencoder_tiny import AutoencoderTiny as AutoencoderTiny
+from autopipeline.models.chroma import ChromaTransformer2DModel as ChromaTransformer2DModel
 from autopipeline.models.clip import CLIPTextModel as CLIPTextModel
 from autopipeline.models.clip import CLIPTextModelWithProjection as CLIPTextModelWithProjection
 from autopipeline.models.clip import CLIPVisionModelWithProjection as CLIPVisionModelWithProjection
 from autopipeline.models.controlnet import ControlNetModel as ControlNetModel
 from autopipeline.models.controlnet import MultiControlNetModel as MultiControlNetModel
+from autopipeline.models.flux import FluxTransformer2DModel as FluxTransformer2DModel
+from autopipeline.models.flux_controlnet import FluxControlNetModel as FluxControlNetModel
+from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as FluxMultiControlNetModel
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
 from autopipeline.models.sd3 import SD3MultiControlNetModel as SD3MultiControlNetModel
 from autopipeline.models.sd3 import SD3Transformer2DModel as SD3Transformer2DModel
@@ -54,6 +58,240 @@ from autopipeline.text import CLIPTokenizer as CLIPTokenizer
 from autopipeline.text import T5Tokenizer as T5Tokenizer
 
 __version__: str
+
+class ChromaPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 35,
+        sigmas: Any = None,
+        guidance_scale: Any = 5.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        prompt_attention_mask: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
+
+class FluxControlImg2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        image: Any = None,
+        control_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 7.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
+
+class FluxControlInpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        image: Any = None,
+        control_image: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        height: Any = None,
+        width: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 7.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
+
+class FluxControlNetImg2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        image: Any = None,
+        control_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 7.0,
+        control_guidance_start: Any = 0.0,
+        control_guidance_end: Any = 1.0,
+        control_mode: Any = None,
+        controlnet_conditioning_scale: Any = 1.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
+
+class FluxControlNetInpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        control_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        strength: Any = 0.6,
+        padding_mask_crop: Any = None,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 7.0,
+        control_guidance_start: Any = 0.0,
+        control_guidance_end: Any = 1.0,
+        control_mode: Any = None,
+        controlnet_conditioning_scale: Any = 1.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
+
+class FluxControlNetPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        negative_prompt: Any = None,
+        negative_prompt_2: Any = None,
+        true_cfg_scale: Any = 1.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 7.0,
+        control_guidance_start: Any = 0.0,
+        control_guidance_end: Any = 1.0,
+        control_image: Any = None,
+        control_mode: Any = None,
+        controlnet_conditioning_scale: Any = 1.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
+
+class FluxControlPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        prompt_2: Any = None,
+        control_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 3.5,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+    ) -> Any: ...
 
 class FluxImg2ImgPipeline(DiffusionPipeline):
     def __call__(

@@ -19,7 +19,10 @@ OURS: dict[str, Any] = {"seed": None, "cancel": None}
 
 INPUTS = {"image2image": "image", "inpaint": "mask_image"}
 BATCHED = ("image", "mask_image", "masked_image_latents", "control_mask", *prompts.TEXTS)
-EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "latents")
+EMBEDS = [
+    *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    *("prompt_attention_mask", "negative_prompt_attention_mask", "latents"),
+]
 NUMBERS = [
     "height",
     "width",

@@ -124,8 +124,9 @@ class LatentSpace(NamedTuple):
         """A sample of the posterior (with its draw), scaled; an autoencoder without doubt gives its one answer."""
         vae = self._computing(always=True)
         posterior = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
-        certain = posterior.std is None or random is None
-        x = posterior.mode() if certain else posterior.sample(random.like(posterior.mean))
+        x = posterior.mode()
+        if random is not None and posterior.std is not None:
+            x = posterior.sample(random.like(posterior.mean))
         x = x - self._shift
         scale, shift = self.vae.config.scaling_factor, None if plain else self._statistics(x)
         return x * scale if shift is None else (x - shift[0]) * scale / shift[1]

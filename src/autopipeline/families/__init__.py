@@ -19,10 +19,12 @@ BUILT = {
     "lcm": "autopipeline.families.lcm",
     "flux": "autopipeline.families.flux",
     "flux-kontext": "autopipeline.families.flux_kontext",
+    "chroma": "autopipeline.families.chroma",
 }
 """Family key -> the module whose FAMILY it is."""
 
 ADDONS = {
+    "flux": ("Control", "ControlNet"),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from autopipeline import images, prompts
+from autopipeline.addons import controlnet_streams
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
-from autopipeline.models.flux import FluxTransformer2DModel
+from autopipeline.models.network import Network
 from autopipeline.models.rotary import grid_places
 from autopipeline.spaces import LatentSpace, Packed, factor
 from autopipeline.stage import Cond, Family, Finished, Pred, Predict, Run, Slot, Stage, TaskRow
-from autopipeline.tasks.image2image import SharedImage2Image
+from autopipeline.tasks.image2image import SharedImage2Image, sampled_rows
 from autopipeline.tasks.inpaint import Blend
 from autopipeline.tasks.text2image import Text2Image
 
@@ -79,6 +80,64 @@ INPAINT = TaskRow(
 )
 
 
+def plain_params(begin: dict[str, Any], scale: float, middle: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Parameters of a task without negative prompts."""
+    return PROMPTS | begin | STEPS | dict(guidance_scale=scale) | (middle or {}) | DRAWS | EMBEDS | LAST
+
+
+_CONTROL, _STRONG = dict(control_image=None), dict(strength=0.6)
+_MASKS = dict(mask_image=None, masked_image_latents=None)
+
+
+class MaskedFirst(Blend):
+    """Users know pictures before which the posterior of the masked picture was drawn first of all, and never used."""
+
+    def __init__(self, stage: Stage, run: Run) -> None:
+        super().__init__(stage, run)
+        space = cast(Packed, stage.space)
+        pictures = sampled_rows(run, len(space.masked_pixels(run)[0]), self.apart)
+        run.random.normal((pictures, space.channels, space.height, space.width), dtype=stage.dtype, device=stage.device)
+
+    def _masked(self, pixels: Tensor, mask: Tensor) -> Tensor:
+        return self._source()
+
+
+CONTROL = {
+    "text2image": TaskRow(task=Text2Image, params=plain_params(_CONTROL | SIZE, 3.5), tensors=TENSORS),
+    "image2image": TaskRow(
+        task=SharedImage2Image,
+        params=plain_params(dict(image=None) | _CONTROL | SIZE | _STRONG, 7.0),
+        tensors=TENSORS,
+    ),
+    "inpaint": TaskRow(
+        task=MaskedFirst,
+        params=plain_params(dict(image=None) | _CONTROL | _MASKS | SIZE | _STRONG, 7.0),
+        tensors=TENSORS,
+    ),
+}
+CONTROLNET = {
+    "text2image": TaskRow(
+        task=Text2Image,
+        params=guided_params(SIZE, 7.0, controlnet_streams.params(picture=True)),
+        tensors=(*TENSORS, "control_image"),
+    ),
+    "image2image": TaskRow(
+        task=SharedImage2Image,
+        params=plain_params(dict(image=None) | _CONTROL | SIZE | _STRONG, 7.0, controlnet_streams.params()),
+        tensors=(*TENSORS, "control_image"),
+    ),
+    "inpaint": TaskRow(
+        task=Blend,
+        params=plain_params(
+            dict(image=None) | _MASKS | _CONTROL | SIZE | _STRONG | dict(padding_mask_crop=None),
+            7.0,
+            controlnet_streams.params(),
+        ),
+        tensors=(*TENSORS, "control_image", "mask", "masked_image_latents"),
+    ),
+}
+
+
 def guided(run: Run) -> bool:
     """Whether there is a negative branch."""
     said = run.get("negative_prompt") is not None or run.get("negative_prompt_embeds") is not None
@@ -106,15 +165,21 @@ def text_rows(components: Components, run: Run) -> tuple[Tensor, Tensor]:
     branches = [_texts(components, run, "")]
     if guided(run):
         branches.insert(0, _texts(components, run, "negative_"))
-    lengths = [hidden.shape[1] for hidden, _ in branches]
+    check_lengths([hidden for hidden, _ in branches])
+    times = run.batch // run.prompts
+    columns = zip(*branches, strict=True)
+    hidden, pooled = (torch.cat([prompts.each(rows, times) for rows in column]) for column in columns)
+    return hidden, pooled
+
+
+def check_lengths(branches: list[Tensor]) -> None:
+    """Embeddings (B, T, J) of all branches go through the network together, so they have to be of one length."""
+    lengths = [hidden.shape[1] for hidden in branches]
     if len(set(lengths)) > 1:
         raise ValueError(
             f"The negative prompt has {lengths[0]} tokens and the prompt {lengths[1]}; pass embeddings of both, "
             f"or max_sequence_length={lengths[1]}."
         )
-    times = run.batch // run.prompts
-    hidden, pooled = (torch.cat([prompts.each(rows, times) for rows in column]) for column in zip(*branches))
-    return hidden, pooled
 
 
 def _texts(components: Components, run: Run, sign: str) -> tuple[Tensor, Tensor]:
@@ -132,7 +197,7 @@ def places(tokens: int, *grids: Tensor) -> Tensor:
     return torch.cat([torch.zeros(tokens, 3, dtype=torch.long), *grids])
 
 
-def transformer_predict(network: FluxTransformer2DModel) -> Predict:
+def transformer_predict(network: Network) -> Predict:
     """The transformer as a prediction; what it is told keeps its own precision where it is a table of angles."""
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
@@ -204,10 +269,15 @@ def check_call(components: Components, args: Mapping[str, Any]) -> None:
     prompts.check(args)
     prompts.check_pooled(args)
     _check_negative(args)
-    if args["max_sequence_length"] > LONGEST:
-        raise ValueError(f"max_sequence_length={args['max_sequence_length']} has to be {LONGEST} at most.")
     if args.get("mask_image") is not None:
         images.same_size(args["image"], args["mask_image"])
+    check_network(components, args)
+
+
+def check_network(components: Components, args: Mapping[str, Any]) -> None:
+    """Refuse texts that are too long for the transformer, and a transformer that takes other latents."""
+    if args["max_sequence_length"] > LONGEST:
+        raise ValueError(f"max_sequence_length={args['max_sequence_length']} has to be {LONGEST} at most.")
     channels, latent = components["transformer"].config.in_channels, components["vae"].config.latent_channels
     beside = "control_image" in args and components.get("controlnet") is None
     made = 4 * latent * (2 if beside else 1)
@@ -239,7 +309,8 @@ def check_size(components: Components, args: Mapping[str, Any]) -> None:
 
 def size(components: Components) -> tuple[int, int]:
     """128 latents a side, whatever the autoencoder."""
-    return (128 * factor(components["vae"]),) * 2
+    side = 128 * factor(components["vae"])
+    return side, side
 
 
 def finish(components: Components, run: Run, x: Tensor) -> Finished:
@@ -257,4 +328,6 @@ FAMILY = Family(
     finish=finish,
     check=check,
     size=size,
+    variants={frozenset({"Control"}): CONTROL, frozenset({"ControlNet"}): CONTROLNET},
+    addons={"ControlNet": controlnet_streams.attach},
 )

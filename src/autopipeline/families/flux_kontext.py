@@ -26,7 +26,7 @@ SIZES = (*TRAINED, (1024, 1024), *((b, a) for a, b in reversed(TRAINED)))
 
 ROW = TaskRow(
     task=Text2Image,
-    params=dict(image=None) | flux.TEXT2IMAGE.params | dict(max_area=1024**2, _auto_resize=True),
+    params={"image": None, **flux.TEXT2IMAGE.params, "max_area": 1024**2, "_auto_resize": True},
     tensors=flux.TENSORS,
 )
 

@@ -28,11 +28,11 @@ class Image2Image(Text2Image):
         image = source_latents(self.stage, self.run, self.apart)
         if self.run.get("denoising_start") is not None:
             return image
-        space, kind = self.stage.space, dict(dtype=self.stage.dtype, device=self.stage.device)
-        shape = tuple(image.shape)
+        space, shape = self.stage.space, tuple(image.shape)
         if self.run.get("height") is not None and shape != (wanted := space.shape(self.run, *_size(self.run))):
             raise ValueError(f"image has latents of {shape[1:]}; this call needs {wanted[1:]}.")
-        return solver.noised(image, space.noise(self.run.random, shape, **kind), grid.begin)
+        noise = space.noise(self.run.random, shape, dtype=self.stage.dtype, device=self.stage.device)
+        return solver.noised(image, noise, grid.begin)
 
     def _given(self) -> Tensor:
         space, run = self.stage.space, self.run
