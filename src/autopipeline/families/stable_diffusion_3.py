@@ -262,6 +262,14 @@ def default_size(components: Components) -> tuple[int, int]:
     return side, side
 
 
+def read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
+    """`masked_image_latents` are given as the autoencoder makes them, neither shifted nor scaled."""
+    given, config = args.get("masked_image_latents"), components["vae"].config
+    if not isinstance(given, Tensor) or given.shape[-3] != config.latent_channels:
+        return args
+    return args | {"masked_image_latents": (given - (config.shift_factor or 0.0)) * config.scaling_factor}
+
+
 def check(components: Components, args: Mapping[str, Any]) -> None:
     """What Stable Diffusion refuses, sizes that are no whole patches, and layers to skip that nothing would skip."""
     sd.check(components, args)
@@ -298,6 +306,7 @@ FAMILY = Family(
     finish=finish,
     check=check,
     size=default_size,
+    read=read,
     variants={frozenset({"ControlNet"}): CONTROLNET, frozenset({"PAG"}): PAG},
     addons={
         "ControlNet": partial(control_blocks.attach, several=SD3MultiControlNetModel),
