@@ -311,7 +311,7 @@ class DiffusionPipeline:
             return Output(x)
         done: Finished = self.family.finish(self.components, run, x)
         shown = images.to_output(done.pictures, kind, None if done.flagged is None else [not f for f in done.flagged])
-        if run.get("padding_mask_crop") is not None:
+        if run.get("padding_mask_crop") is not None and self.family.tasks[task].pasted:
             box = crop_box(run)
             shown = [images.overlay(picture, run["image"], run["mask_image"], box) for picture in shown]
         return Output(shown, done.flagged)

@@ -194,6 +194,7 @@ class TaskRow:
     params: Mapping[str, Any]
     tensors: tuple[str, ...] = ("latents",)  # what a callback may ask for
     unsaved: tuple[str, ...] = ()  # settings that this task's class writes only where they are not at their default
+    pasted: bool = True  # what `padding_mask_crop` cut out goes back into the picture
     trigger: str | None = None  # the input that asks for this task, where it is not the usual one
     needs: tuple[str, ...] | None = None  # the inputs that it can't do without, where they are not the usual ones
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from autopipeline import images, prompts
-from autopipeline.addons import controlnet_streams
+from autopipeline.addons import control, controlnet_streams
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
 from autopipeline.models.network import Network
@@ -134,6 +135,7 @@ CONTROLNET = {
             controlnet_streams.params(),
         ),
         tensors=(*TENSORS, "control_image", "mask", "masked_image_latents"),
+        pasted=False,  # users know the part by itself
     ),
 }
 
@@ -319,6 +321,12 @@ def finish(components: Components, run: Run, x: Tensor) -> Finished:
     return Finished(packed(components, run).decode(x))
 
 
+def with_control(family: Family) -> Family:
+    """The family with a control picture; its classes have no place for an image encoder."""
+    slots = {name: slot for name, slot in family.slots.items() if name not in ("image_encoder", "feature_extractor")}
+    return control.attach(replace(family, slots=slots))
+
+
 FAMILY = Family(
     key="flux",
     stem="Flux",
@@ -330,5 +338,5 @@ FAMILY = Family(
     check=check,
     size=size,
     variants={frozenset({"Control"}): CONTROL, frozenset({"ControlNet"}): CONTROLNET},
-    addons={"ControlNet": controlnet_streams.attach},
+    addons={"Control": with_control, "ControlNet": controlnet_streams.attach},
 )
