@@ -199,6 +199,54 @@ def stable_diffusion_3(folder: Path, shift: dict[str, Any] | None = None, **chan
     return folder
 
 
+FLUX = dict(
+    in_channels=16,
+    num_layers=2,
+    num_single_layers=3,
+    attention_head_dim=12,
+    num_attention_heads=2,
+    joint_attention_dim=24,
+    axes_dims_rope=(2, 4, 6),
+)
+FLUX_VAE = XL_VAE | dict(scaling_factor=0.36, shift_factor=0.12, use_quant_conv=False, use_post_quant_conv=False)
+FLUX_SHIFT = dict(use_dynamic_shifting=True, base_image_seq_len=16, max_image_seq_len=128)
+
+
+def flux(folder: Path, cls: str = "FluxPipeline", **changes: Any) -> Path:
+    """Flux in miniature, 8 pixels a token; `changes` are keys of the transformer's config."""
+    import diffusers
+
+    config = FLUX | dict(pooled_projection_dim=24, guidance_embeds=True) | changes
+    pipe = getattr(diffusers, cls)(
+        transformer=redraw(diffusers.FluxTransformer2DModel(**config), 1),
+        vae=redraw(diffusers.AutoencoderKL(**FLUX_VAE), 2),
+        text_encoder=text_encoder(3),
+        text_encoder_2=t5_encoder(4),
+        tokenizer=_tokenizer(folder),
+        tokenizer_2=t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLUX_SHIFT if config["guidance_embeds"] else {}),
+    )
+    pipe.save_pretrained(folder)
+    tokenizer_files(folder / "tokenizer")
+    return folder
+
+
+def chroma(folder: Path) -> Path:
+    """Chroma in miniature."""
+    import diffusers
+
+    small = dict(approximator_num_channels=16, approximator_hidden_dim=20, approximator_layers=2)
+    pipe = diffusers.ChromaPipeline(
+        transformer=redraw(diffusers.ChromaTransformer2DModel(**FLUX | small), 1),
+        vae=redraw(diffusers.AutoencoderKL(**FLUX_VAE), 2),
+        text_encoder=t5_encoder(4),
+        tokenizer=t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_beta_sigmas=True),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def lcm(folder: Path) -> Path:
     """A latent consistency model in miniature."""
     return stable_diffusion(

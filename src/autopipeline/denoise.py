@@ -45,7 +45,7 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
         changes = yield Step(stage.name, position, len(indices), t, seen, x0)
         if changes:
             x, x0 = changes.get("latents", x), changes.get("denoised", x0)  # type: ignore[union-attr]
-            cond = cond | {own: changes[name] for own, name in stage.public.items() if name in changes}  # type: ignore[operator,index]
+            cond = cond | _changed(stage, cond, changes, len(x))  # type: ignore[arg-type]
             task.replace(changes)  # type: ignore[arg-type]
     return stage.emit(x, x0)
 
@@ -86,9 +86,19 @@ def _variance(pred: Pred) -> dict[str, Tensor]:
 def _public(stage: Stage, cond: Cond, branches: tuple[str, ...], batch: int) -> dict[str, Tensor]:
     """Conditioning by the names that callbacks know; the rows of the negative branch once more by themselves."""
     named = {name: cond[own] for own, name in stage.public.items() if own in cond}
+    if stage.prompt_alone:
+        return {name: rows[-batch:] for name, rows in named.items()}
     if branches[0] == "negative":
         named |= {f"negative_{name}": rows[:batch] for name, rows in named.items()}
     return named
+
+
+def _changed(stage: Stage, cond: Cond, changes: Mapping[str, Tensor], batch: int) -> Cond:
+    """The conditioning entries that a callback gave back; where it saw the prompt's rows alone, the others stay."""
+    given = {own: changes[name] for own, name in stage.public.items() if name in changes}
+    if not stage.prompt_alone:
+        return given
+    return {own: torch.cat([cond[own][:-batch], rows.to(cond[own])]) for own, rows in given.items()}
 
 
 @torch.no_grad()

@@ -136,6 +136,7 @@ class Stage:
     predict: Predict
     emit: Callable[[Tensor, Tensor], Tensor] = lambda x, x0: x  # what leaves the stage
     public: Mapping[str, str] = field(default_factory=dict[str, str])  # callbacks' names of conditioning entries
+    prompt_alone: bool = False  # callbacks see those entries' rows of the prompt, not of all branches
     vary: Callable[[Run, tuple[str, ...]], Cond] = lambda run, branches: {}  # entries of one step, for these branches
     beside: tuple[torch.nn.Module, ...] = ()  # networks that `predict` asks as well
 

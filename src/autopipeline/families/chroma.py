@@ -103,6 +103,7 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
             guide=guide,
             predict=flux.transformer_predict(network),
             public={"encoder_hidden_states": "prompt_embeds"},
+            prompt_alone=True,
         ),
     )
 

@@ -255,6 +255,7 @@ def stage(components: Components, space: Packed, *further: Tensor) -> Stage:
         guide=guide,
         predict=transformer_predict(network),
         public={"encoder_hidden_states": "prompt_embeds"},
+        prompt_alone=True,
     )
 
 
