@@ -123,7 +123,7 @@ def guide(run: Run) -> Guidance:
     plain = ClassifierFree(run.guidance_scale)
     if run.get("skip_guidance_layers") is None:
         return plain
-    step, steps = run.now.position, len(run["sigmas"] or ()) or run["num_inference_steps"]
+    step, steps = run.now.position, run["num_inference_steps"] if run["sigmas"] is None else len(run["sigmas"])
     start, stop = run["skip_layer_guidance_start"], run["skip_layer_guidance_stop"]
     if not steps * start < step < steps * stop:
         return plain
