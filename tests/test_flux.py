@@ -287,7 +287,10 @@ def test_controlnets_refuse_in_a_sentence(load: Any, nets: tuple[str, ...], chan
         picture(load(ap, "flux", "text2image", nets), "text2image", changes)
 
 
-def test_networks_and_tasks_have_to_fit(load: Any) -> None:
+def test_networks_and_tasks_have_to_fit(load: Any, checkpoint: Checkpoint) -> None:
+    other = ap.FluxControlNetModel(**NET | dict(num_layers=1, num_attention_heads=3))
+    with pytest.raises(ValueError, match="controlnet has 3 heads of 12 channels, the transformer 2 heads of 12"):
+        picture(ap.FluxControlNetPipeline.from_pretrained(checkpoint("flux"), controlnet=other), "text2image", {})
     wide = load(ap, "flux-control", "text2image", ())
     with pytest.raises(ValueError, match="takes 32 channels, but latents with nothing beside them have 16"):
         ap.FluxPipeline.from_pipe(wide)("a cat", height=32, width=32)

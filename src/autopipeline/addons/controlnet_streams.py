@@ -19,8 +19,8 @@ from autopipeline.models.flux_controlnet import Corrections, FluxControlNetModel
 from autopipeline.stage import BoundTask, Cond, Family, Pred, Run, Slot, Stage, Task
 
 Components = Mapping[str, Any]
-TAKEN = ("encoder_hidden_states", "pooled_projections", "rotary")
-"""Conditioning of the transformer that a ControlNet takes as well."""
+TAKEN = ("encoder_hidden_states", "pooled_projections")
+"""Conditioning of the transformer that a ControlNet takes as well, besides the table of places."""
 
 
 class Part(NamedTuple):
@@ -61,6 +61,7 @@ def attach(family: Family) -> Family:
         parts = _parts([components["controlnet"]], args)
         controlnet.check_all(len(parts), args)
         _check_modes(parts, args)
+        _check_widths(parts, components["transformer"])
 
     slot = Slot(("FluxControlNetModel", "FluxMultiControlNetModel"), take=_take)
     return replace(
@@ -119,6 +120,18 @@ def _check_modes(parts: list[Part], args: Mapping[str, Any]) -> None:
             raise ValueError(f"control_mode={mode} has no effect on this ControlNet, which is no union.")
         if kinds is not None and (not isinstance(mode, int) or not 0 <= mode < kinds):
             raise ValueError(f"control_mode={mode!r} has to be a whole number from 0 to {kinds - 1} for this union.")
+
+
+def _check_widths(parts: list[Part], transformer: Any) -> None:
+    wide = _heads(transformer)
+    for net, _ in parts:
+        if _heads(net) != wide:
+            own = " heads of ".join(map(str, _heads(net)))
+            raise ValueError(f"The controlnet has {own} channels, the transformer {' heads of '.join(map(str, wide))}.")
+
+
+def _heads(network: Any) -> tuple[int, int]:
+    return network.config.num_attention_heads, network.config.attention_head_dim
 
 
 def _rows(stage: Stage, run: Run, parts: list[Part]) -> Cond:
@@ -183,7 +196,7 @@ def _residuals(part: Part, x: Tensor, t: Tensor, cond: Cond) -> Corrections | No
         return None
     kind: dict[str, Any] = dict(device=net.device, dtype=net.dtype)
     inputs: dict[str, Any] = {name: cond[name][rows].to(**kind) for name in TAKEN}
-    inputs |= {"rotary": cond["rotary"][rows].to(net.device)}  # angles keep their precision
+    inputs["rotary"] = cond["rotary"][rows].to(net.device)  # angles keep their precision
     if net.config.guidance_embeds:
         inputs["guidance"] = cond["control_guidance"][rows].to(**kind)
     if f"control_mode_{k}" in cond:
