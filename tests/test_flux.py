@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -122,6 +123,16 @@ def test_published_sizes_have_the_peers_keys_and_shapes(name: str, config: dict[
         peer, ours = getattr(diffusers, name)(**config), getattr(ap, name)(**config)
     expected = {key: tensor.shape for key, tensor in peer.state_dict().items()}
     assert {key: tensor.shape for key, tensor in ours.state_dict().items()} == expected
+
+
+@pytest.mark.parametrize("name", ["Flux", "FluxImg2Img", "FluxInpaint", "FluxKontext", "Chroma"])
+def test_signatures_are_those_of_the_peer(name: str) -> None:
+    def shown(lib: Any) -> list[tuple[str, Any]]:
+        found = inspect.signature(getattr(lib, f"{name}Pipeline").__call__).parameters.items()
+        own = [(key, p.default) for key, p in found if "ip_adapter" not in key and p.kind is not p.KEYWORD_ONLY]
+        return [(key, tuple(default) if isinstance(default, list) else default) for key, default in own]
+
+    assert shown(ap) == shown(diffusers)
 
 
 # --- control pictures ------------------------------------------------------------------------------------------

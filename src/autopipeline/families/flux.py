@@ -130,7 +130,7 @@ CONTROLNET = {
     "inpaint": TaskRow(
         task=Blend,
         params=plain_params(
-            dict(image=None) | _MASKS | _CONTROL | SIZE | _STRONG | dict(padding_mask_crop=None),
+            dict(image=None) | _MASKS | _CONTROL | SIZE | _STRONG | dict(padding_mask_crop=None, sigmas=None),
             7.0,
             controlnet_streams.params(),
         ),
