@@ -172,6 +172,7 @@ def picture(pipe: Any, task: str, changes: dict[str, Any], seeds: list[int] | No
     return out if isinstance(out, np.ndarray) else np.stack([np.asarray(each, np.float32) / 255 for each in out])
 
 
+EMBEDS = dict(prompt=None, prompt_embeds=drawn(1, 9, 24), pooled_prompt_embeds=drawn(1, 24))
 TRUE = dict(negative_prompt="sun", true_cfg_scale=2.5)
 WINDOW = dict(control_guidance_start=0.3, control_guidance_end=0.8, controlnet_conditioning_scale=0.6)
 PAIR = dict(control_image=[CONTROL, OTHER], controlnet_conditioning_scale=[0.4, 0.9])
@@ -250,7 +251,6 @@ def test_runs_with_and_without_guidance_go_side_by_side(load: Any) -> None:
 
 # --- what is refused ---------------------------------------------------------------------------------------------
 
-EMBEDS = dict(prompt=None, prompt_embeds=drawn(1, 9, 24), pooled_prompt_embeds=drawn(1, 24))
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("flux", dict(max_sequence_length=513), "has to be 512 at most"),
     ("flux", dict(negative_prompt="sun"), "negative_prompt has no effect with true_cfg_scale=1.0"),
@@ -258,7 +258,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("flux", dict(true_cfg_scale=2.0, negative_prompt_2="sun"), "no effect without negative_prompt"),
     ("flux", dict(height=4), "height=4 has to be 8 pixels at least"),
     ("flux", EMBEDS | dict(pooled_prompt_embeds=None), "needs pooled_prompt_embeds"),
-    ("flux", EMBEDS | TRUE, "has 16 tokens and the prompt 9"),
     ("flux", dict(latents=drawn(1, 9, 16)), r"this call needs \(1, 16, 16\)"),
     ("flux", dict(joint_attention_kwargs={"scale": 0.5}), "none is loaded"),
     ("flux", dict(sigmas=[0.2, 0.6]), "descending order"),
@@ -283,6 +282,7 @@ def test_refused_in_a_sentence(checkpoint: Checkpoint, name: str, changes: dict[
 @pytest.mark.parametrize(
     ("nets", "changes", "says"),
     [
+        (("plain",), EMBEDS | TRUE, "have to be of as many tokens"),
         (("plain",), dict(control_image=None), "A ControlNet needs control_image"),
         (("plain",), dict(control_mode=1), "control_mode=1 has no effect on this ControlNet"),
         (("union",), dict(control_mode=3), "whole number from 0 to 2"),

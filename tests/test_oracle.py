@@ -84,6 +84,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("flux", "text2image", FLUX | dict(guidance_scale=1.5, num_images_per_prompt=2)),
     ("flux", "text2image", TRUE | dict(negative_prompt="sun", prompt_2="cat", negative_prompt_2="sea", width=48)),
     ("flux", "text2image", FLUX_EMBEDS | dict(latents=(1, 16, 16), output_type="latent")),
+    ("flux", "text2image", FLUX_EMBEDS | TRUE | dict(prompt=None, negative_prompt="sun", num_images_per_prompt=2)),
     ("flux", "text2image", FLUX | dict(height=45, width=37)),
     ("flux", "image2image", FLUX | GENTLE | dict(num_images_per_prompt=2)),
     ("flux", "image2image", FLUX | SIGMAS | dict(image=(1, 4, 8, 8))),

@@ -159,6 +159,8 @@ def _controlled(stage: Stage, parts: list[Part]) -> Stage:
         return {**stage.vary(run, branches), "control_scale": strengths.expand(len(away), -1), "control_from": away}
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
+        if "tokens" in cond:
+            raise ValueError("With a ControlNet, prompt and negative prompt have to be of as many tokens.")
         rest: dict[str, Any] = {name: rows for name, rows in cond.items() if not name.startswith("control_")}
         made = [found for part in parts if (found := _residuals(part, x, t, cond))]
         if made:

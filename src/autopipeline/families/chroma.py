@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autopipeline import prompts
-from autopipeline.families import flux
+from autopipeline.families import flux, flux_tasks
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
 from autopipeline.models.rotary import grid_places
@@ -31,13 +31,13 @@ _MASKS = dict(prompt_attention_mask=None, negative_prompt_attention_mask=None)
 TEXT2IMAGE = TaskRow(
     task=Text2Image,
     params=dict(prompt=None, negative_prompt=None)
-    | flux.SIZE
+    | flux_tasks.SIZE
     | dict(num_inference_steps=35, sigmas=None, guidance_scale=5.0)
-    | flux.DRAWS
+    | flux_tasks.DRAWS
     | dict(prompt_embeds=None, negative_prompt_embeds=None)
     | _MASKS
-    | flux.LAST,
-    tensors=flux.TENSORS,
+    | flux_tasks.LAST,
+    tensors=flux_tasks.TENSORS,
 )
 
 
@@ -58,14 +58,12 @@ def encode(components: Components, texts: list[str], length: int) -> tuple[Tenso
     return prompts.finite(hidden, "text_encoder"), counts.to(hidden)
 
 
-def text_rows(components: Components, run: Run) -> tuple[Tensor, Tensor]:
+def text_rows(components: Components, run: Run) -> Cond:
     """Embeddings (branches * B, T, J) and masks (branches * B, T) of all branches."""
     branches = [_texts(components, run, "" if sign == "positive" else "negative_") for sign in guide(run).branches]
-    flux.check_lengths([hidden for hidden, _ in branches])
-    times = run.batch // run.prompts
     hidden, masks = zip(*branches, strict=True)
-    rows = [torch.cat([prompts.each(each.to(hidden[-1]), times) for each in column]) for column in (hidden, masks)]
-    return rows[0], rows[1]
+    times = run.batch // run.prompts
+    return flux.joined(hidden, times) | flux.joined([each.to(hidden[-1]) for each in masks], times, "attention_mask")
 
 
 def _texts(components: Components, run: Run, sign: str) -> tuple[Tensor, Tensor]:
@@ -83,13 +81,11 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     own = grid_places(space.height // 2, space.width // 2)
 
     def condition(run: Run, x: Tensor) -> Cond:
-        hidden, masks = (rows.to(network.device) for rows in text_rows(components, run))
-        table = network.rotary(flux.places(hidden.shape[1], own)).to(network.device)
-        return {
-            "encoder_hidden_states": hidden,
-            "attention_mask": torch.cat([masks, masks.new_ones(len(masks), len(own))], 1),
-            "rotary": table.expand(len(hidden), -1, -1, -1),
-        }
+        cond = {name: rows.to(network.device) for name, rows in text_rows(components, run).items()}
+        masks = cond["attention_mask"]
+        table = network.rotary(flux.places(masks.shape[1], own)).to(network.device)
+        cond["attention_mask"] = torch.cat([masks, masks.new_ones(len(masks), len(own))], 1)
+        return cond | {"rotary": table.expand(len(masks), -1, -1, -1)}
 
     return (
         Stage(

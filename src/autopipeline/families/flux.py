@@ -7,31 +7,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from autopipeline import images, prompts
 from autopipeline.addons import control, controlnet_streams
+from autopipeline.families.flux_tasks import CONTROL, CONTROLNET, IMAGE2IMAGE, INPAINT, TEXT2IMAGE
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import grid_places
 from autopipeline.spaces import LatentSpace, Packed, factor
-from autopipeline.stage import Cond, Family, Finished, Pred, Predict, Run, Slot, Stage, TaskRow
-from autopipeline.tasks.image2image import SharedImage2Image, sampled_rows
-from autopipeline.tasks.inpaint import Blend
-from autopipeline.tasks.text2image import Text2Image
+from autopipeline.stage import Cond, Family, Finished, Pred, Predict, Run, Slot, Stage
 
 Components = Mapping[str, Any]
 LONGEST = 512
 """Tokens of text that the networks were trained with at most."""
 
 SLOTS = {
-    "vae": Slot(("AutoencoderKL",)),
+    "vae": Slot(("AutoencoderKL", "AutoencoderTiny")),
     "text_encoder": Slot(("CLIPTextModel",), optional=True),
     "tokenizer": Slot(("CLIPTokenizer",), optional=True),
     "text_encoder_2": Slot(("T5EncoderModel",), optional=True),
@@ -40,103 +39,6 @@ SLOTS = {
     "scheduler": Slot(("Scheduler",)),
     "image_encoder": Slot(("CLIPVisionModelWithProjection",), optional=True),
     "feature_extractor": Slot(("CLIPImageProcessor",), optional=True),
-}
-PROMPTS = dict(prompt=None, prompt_2=None)
-NEGATIVE = dict(negative_prompt=None, negative_prompt_2=None, true_cfg_scale=1.0)
-SIZE = dict(height=None, width=None)
-STEPS = dict(num_inference_steps=28, sigmas=None)
-DRAWS = dict(num_images_per_prompt=1, generator=None, latents=None)
-EMBEDS = dict(prompt_embeds=None, pooled_prompt_embeds=None)
-NEGATIVE_EMBEDS = dict(negative_prompt_embeds=None, negative_pooled_prompt_embeds=None)
-LAST = dict(
-    output_type="pil",
-    return_dict=True,
-    joint_attention_kwargs=None,
-    callback_on_step_end=None,
-    callback_on_step_end_tensor_inputs=("latents",),
-    max_sequence_length=512,
-)
-TENSORS = ("latents", "prompt_embeds")
-
-
-def guided_params(begin: dict[str, Any], scale: float, middle: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Parameters of a task with negative prompts, from those of its inputs."""
-    after = dict(guidance_scale=scale) | (middle or {}) | DRAWS | EMBEDS | NEGATIVE_EMBEDS | LAST
-    return PROMPTS | NEGATIVE | begin | STEPS | after
-
-
-TEXT2IMAGE = TaskRow(task=Text2Image, params=guided_params(SIZE, 3.5), tensors=TENSORS)
-IMAGE2IMAGE = TaskRow(
-    task=SharedImage2Image, params=guided_params(dict(image=None) | SIZE | dict(strength=0.6), 7.0), tensors=TENSORS
-)
-INPAINT = TaskRow(
-    task=Blend,
-    params=guided_params(
-        dict(image=None, mask_image=None, masked_image_latents=None)
-        | SIZE
-        | dict(padding_mask_crop=None, strength=0.6),
-        7.0,
-    ),
-    tensors=TENSORS,
-)
-
-
-def plain_params(begin: dict[str, Any], scale: float, middle: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Parameters of a task without negative prompts."""
-    return PROMPTS | begin | STEPS | dict(guidance_scale=scale) | (middle or {}) | DRAWS | EMBEDS | LAST
-
-
-_CONTROL, _STRONG = dict(control_image=None), dict(strength=0.6)
-_MASKS = dict(mask_image=None, masked_image_latents=None)
-
-
-class MaskedFirst(Blend):
-    """Users know pictures before which the posterior of the masked picture was drawn first of all, and never used."""
-
-    def __init__(self, stage: Stage, run: Run) -> None:
-        super().__init__(stage, run)
-        space = cast(Packed, stage.space)
-        pictures = sampled_rows(run, len(space.masked_pixels(run)[0]), self.apart)
-        run.random.normal((pictures, space.channels, space.height, space.width), dtype=stage.dtype, device=stage.device)
-
-    def _masked(self, pixels: Tensor, mask: Tensor) -> Tensor:
-        return self._source()
-
-
-CONTROL = {
-    "text2image": TaskRow(task=Text2Image, params=plain_params(_CONTROL | SIZE, 3.5), tensors=TENSORS),
-    "image2image": TaskRow(
-        task=SharedImage2Image,
-        params=plain_params(dict(image=None) | _CONTROL | SIZE | _STRONG, 7.0),
-        tensors=TENSORS,
-    ),
-    "inpaint": TaskRow(
-        task=MaskedFirst,
-        params=plain_params(dict(image=None) | _CONTROL | _MASKS | SIZE | _STRONG, 7.0),
-        tensors=TENSORS,
-    ),
-}
-CONTROLNET = {
-    "text2image": TaskRow(
-        task=Text2Image,
-        params=guided_params(SIZE, 7.0, controlnet_streams.params(picture=True)),
-        tensors=(*TENSORS, "control_image"),
-    ),
-    "image2image": TaskRow(
-        task=SharedImage2Image,
-        params=plain_params(dict(image=None) | _CONTROL | SIZE | _STRONG, 7.0, controlnet_streams.params()),
-        tensors=(*TENSORS, "control_image"),
-    ),
-    "inpaint": TaskRow(
-        task=Blend,
-        params=plain_params(
-            dict(image=None) | _MASKS | _CONTROL | SIZE | _STRONG | dict(padding_mask_crop=None, sigmas=None),
-            7.0,
-            controlnet_streams.params(),
-        ),
-        tensors=(*TENSORS, "control_image", "mask", "masked_image_latents"),
-        pasted=False,  # users know the part by itself
-    ),
 }
 
 
@@ -162,26 +64,24 @@ def encode(components: Components, texts: tuple[list[str], list[str]], length: i
     return prompts.finite(hidden, "text_encoder_2"), prompts.finite(pooled, "text_encoder")
 
 
-def text_rows(components: Components, run: Run) -> tuple[Tensor, Tensor]:
+def text_rows(components: Components, run: Run) -> Cond:
     """Embeddings (branches * B, T, J) and pooled embeddings (branches * B, P) of all branches."""
     branches = [_texts(components, run, "")]
     if guided(run):
         branches.insert(0, _texts(components, run, "negative_"))
-    check_lengths([hidden for hidden, _ in branches])
+    hidden, pooled = zip(*branches, strict=True)
     times = run.batch // run.prompts
-    columns = zip(*branches, strict=True)
-    hidden, pooled = (torch.cat([prompts.each(rows, times) for rows in column]) for column in columns)
-    return hidden, pooled
+    return joined(hidden, times) | {"pooled_projections": torch.cat([prompts.each(rows, times) for rows in pooled])}
 
 
-def check_lengths(branches: list[Tensor]) -> None:
-    """Embeddings (B, T, J) of all branches go through the network together, so they have to be of one length."""
-    lengths = [hidden.shape[1] for hidden in branches]
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            f"The negative prompt has {lengths[0]} tokens and the prompt {lengths[1]}; pass embeddings of both, "
-            f"or max_sequence_length={lengths[1]}."
-        )
+def joined(branches: Sequence[Tensor], times: int, name: str = "encoder_hidden_states") -> Cond:
+    """Texts (P, T, ...) of all branches, each repeated; shorter ones begin with zeros, and `tokens` (R,) says so."""
+    longest = max(hidden.shape[1] for hidden in branches)
+    rows = [functional.pad(each, (*(0, 0) * (each.ndim - 2), longest - each.shape[1], 0)) for each in branches]
+    cond = {name: torch.cat([prompts.each(each.to(rows[-1]), times) for each in rows])}
+    if len({each.shape[1] for each in branches}) > 1:
+        cond["tokens"] = torch.cat([torch.full((times * len(each),), each.shape[1]) for each in branches])
+    return cond
 
 
 def _texts(components: Components, run: Run, sign: str) -> tuple[Tensor, Tensor]:
@@ -199,6 +99,27 @@ def places(tokens: int, *grids: Tensor) -> Tensor:
     return torch.cat([torch.zeros(tokens, 3, dtype=torch.long), *grids])
 
 
+TEXTUAL = ("encoder_hidden_states", "rotary", "attention_mask")
+"""Conditioning whose second dimension begins with the tokens of text."""
+
+
+def by_length(predict: Predict) -> Predict:
+    """The prediction, in one pass for each length of text that there is."""
+
+    def grouped(x: Tensor, t: Tensor, cond: Cond) -> Pred:
+        if "tokens" not in cond:
+            return predict(x, t, cond)
+        mean, longest = torch.empty_like(x), cond["encoder_hidden_states"].shape[1]
+        for count in cond["tokens"].unique().tolist():
+            rows = cond["tokens"] == count
+            part = {name: each[rows.to(each.device)] for name, each in cond.items() if name != "tokens"}
+            part |= {name: part[name][:, longest - count :] for name in TEXTUAL if name in part}
+            mean[rows.to(x.device)] = predict(x[rows.to(x.device)], t[rows.to(t.device)], part).mean
+        return Pred(mean)
+
+    return grouped
+
+
 def transformer_predict(network: Network) -> Predict:
     """The transformer as a prediction; what it is told keeps its own precision where it is a table of angles."""
 
@@ -209,7 +130,7 @@ def transformer_predict(network: Network) -> Predict:
         time = t.to(x.dtype) / 1000
         return Pred(network(x.to(network.dtype), time, **typed, **rest).to(x.dtype))
 
-    return predict
+    return by_length(predict)
 
 
 def packed(components: Components, run: Run) -> Packed:
@@ -235,15 +156,12 @@ def stage(components: Components, space: Packed, *further: Tensor) -> Stage:
     own = grid_places(space.height // 2, space.width // 2)
 
     def condition(run: Run, x: Tensor) -> Cond:
-        hidden, pooled = text_rows(components, run)
-        table = network.rotary(places(hidden.shape[1], own, *further)).to(network.device)
-        cond = {
-            "encoder_hidden_states": hidden.to(network.device),
-            "pooled_projections": pooled.to(network.device),
-            "rotary": table.expand(len(hidden), -1, -1, -1),
-        }
+        cond = {name: rows.to(network.device) for name, rows in text_rows(components, run).items()}
+        count, tokens = cond["encoder_hidden_states"].shape[:2]
+        table = network.rotary(places(tokens, own, *further)).to(network.device)
+        cond["rotary"] = table.expand(count, -1, -1, -1)
         if network.config.guidance_embeds:
-            cond["guidance"] = torch.full((len(hidden),), float(run.guidance_scale), device=network.device)
+            cond["guidance"] = torch.full((count,), float(run.guidance_scale), device=network.device)
         return cond
 
     return Stage(

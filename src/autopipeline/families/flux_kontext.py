@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autopipeline import images
-from autopipeline.families import flux
+from autopipeline.families import flux, flux_tasks
 from autopipeline.models.rotary import grid_places
 from autopipeline.spaces import LatentSpace, Packed, factor
 from autopipeline.stage import Cond, Finished, Pred, Run, Stage, TaskRow
@@ -26,8 +26,8 @@ SIZES = (*TRAINED, (1024, 1024), *((b, a) for a, b in reversed(TRAINED)))
 
 ROW = TaskRow(
     task=Text2Image,
-    params={"image": None, **flux.TEXT2IMAGE.params, "max_area": 1024**2, "_auto_resize": True},
-    tensors=flux.TENSORS,
+    params={"image": None, **flux_tasks.TEXT2IMAGE.params, "max_area": 1024**2, "_auto_resize": True},
+    tensors=flux_tasks.TENSORS,
 )
 
 
