@@ -307,6 +307,13 @@ def test_networks_and_tasks_have_to_fit(load: Any, checkpoint: Checkpoint) -> No
         ap.FluxPipeline.from_pipe(wide)("a cat", height=32, width=32)
 
 
+def test_schedulers_have_to_know_flows(checkpoint: Checkpoint) -> None:
+    pipe = ap.FluxPipeline.from_pretrained(checkpoint("flux"))
+    pipe.scheduler = ap.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler knows no flow"):
+        pipe("a cat", height=32, width=32)
+
+
 def test_sizes_are_rounded_with_a_word(checkpoint: Checkpoint) -> None:
     pipe = ap.DiffusionPipeline.from_pretrained(checkpoint("kontext"))
     pipe.set_progress_bar_config(disable=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autopipeline.schedulers.solvers.flow import Flow
 from autopipeline.stage import Run
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def _some(grid: Grid, what: str, steps: int) -> Grid:
 
 def flow_schedule(scheduler: Scheduler, run: Run, device: Any, tokens: int) -> Grid:
     """The grid of a flow: evenly spaced shares of noise (or own `sigmas`), shifted for pictures of so many tokens."""
+    require_flow(scheduler)
     own = run.get("sigmas")
     steps = run["num_inference_steps"] if own is None else len(own)
     sigmas = np.linspace(1.0, 1 / steps, steps) if own is None else own
@@ -53,6 +55,15 @@ def flow_schedule(scheduler: Scheduler, run: Run, device: Any, tokens: int) -> G
     count = steps if sigmas is None else None
     grid = scheduler.grid(count, sigmas=sigmas, mu=shift_of(scheduler, tokens), device=device)  # type: ignore[arg-type]
     return strong(grid, scheduler, run.get("strength"), steps)
+
+
+def require_flow(scheduler: Scheduler) -> None:
+    """ValueError for a scheduler under which the network's velocity would be taken for noise."""
+    if not issubclass(scheduler.solver_class, Flow) and not scheduler.config.get("use_flow_sigmas"):
+        raise ValueError(
+            f"{type(scheduler).__name__} knows no flow, which this network predicts; use one of flow matching, such as "
+            "FlowMatchEulerDiscreteScheduler."
+        )
 
 
 def shift_of(scheduler: Scheduler, tokens: int) -> float:
