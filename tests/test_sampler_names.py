@@ -210,3 +210,16 @@ def test_the_command_line_lists_them(capsys: pytest.CaptureFixture[str]) -> None
     assert all(word in shown for word in LEVELS)
     assert cli.run(["schedulers", "--json"]) == 0
     assert '"DPM++ 2M SDE Heun"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+def test_flow_families_take_every_name_that_is_for_flows(family: str, checkpoint: Callable[[str], Path]) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint(family))
+    pipe.set_progress_bar_config(disable=True)
+    plain = pipe("a cat", **CALL).images
+    for name in FLOW:
+        picture = pipe("a cat", scheduler=name, **CALL).images
+        assert np.isfinite(picture).all()
+        assert (name == "Euler") == np.array_equal(picture, plain)
+    with pytest.raises(ValueError, match="Euler a does not fit a model of the flow-matching kind"):
+        pipe("a cat", scheduler="Euler a", **CALL)

@@ -50,10 +50,11 @@ def flow_schedule(scheduler: Scheduler, run: Run, device: Any, tokens: int) -> G
     own = run.get("sigmas")
     steps = run["num_inference_steps"] if own is None else len(own)
     sigmas = np.linspace(1.0, 1 / steps, steps) if own is None else own
-    if scheduler.config.get("use_flow_sigmas") and own is None:
+    if own is None and (scheduler.own.get("use_flow_sigmas") or "sigmas" not in scheduler.takes):
         sigmas = None  # it makes its own
     count = steps if sigmas is None else None
-    grid = scheduler.grid(count, sigmas=sigmas, mu=shift_of(scheduler, tokens), device=device)  # type: ignore[arg-type]
+    mu = shift_of(scheduler, tokens) if scheduler.own.get("use_dynamic_shifting") else None
+    grid = scheduler.grid(count, sigmas=sigmas, mu=mu, device=device)  # type: ignore[arg-type]
     return strong(grid, scheduler, run.get("strength"), steps)
 
 

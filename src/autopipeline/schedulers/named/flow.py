@@ -58,7 +58,7 @@ class _OnFlow(Scheduler):
         else:
             levels = own / total if own is not None else self._even(steps or 1)
         levels = self._curved(self._ending(shifted(levels, self._shift(mu, shift))))
-        inverted = bool(self.config.get("invert_sigmas"))
+        inverted = bool(self.own.get("invert_sigmas"))
         if inverted:
             levels, own = 1 - levels, None
         told = torch.from_numpy((levels * total if own is None else own).astype(np.float32))
@@ -68,12 +68,12 @@ class _OnFlow(Scheduler):
     def _even(self, steps: int) -> Array:
         """Between the ends of training, which a fixed shift has moved already."""
         least = 1 / self.config.num_train_timesteps
-        if not self.config.get("use_dynamic_shifting"):
+        if not self.own.get("use_dynamic_shifting"):
             least = shifted(least, self.config.shift)
         return np.linspace(1.0, least, steps)
 
     def _shift(self, mu: float | None, shift: float | None) -> float:
-        if not self.config.get("use_dynamic_shifting"):
+        if not self.own.get("use_dynamic_shifting"):
             return self.config.shift if shift is None else shift
         if mu is None:
             raise ValueError("use_dynamic_shifting needs mu, which follows from the size of the picture.")
@@ -81,7 +81,7 @@ class _OnFlow(Scheduler):
 
     def _ending(self, levels: Array) -> Array:
         """Stretched so that the last one is `shift_terminal`."""
-        last = self.config.get("shift_terminal")
+        last = self.own.get("shift_terminal")
         if not last:
             return levels
         if levels[-1] >= 1:
@@ -89,7 +89,7 @@ class _OnFlow(Scheduler):
         return 1 - (1 - levels) * (1 - last) / (1 - levels[-1])
 
     def _curved(self, levels: Array) -> Array:
-        name = grids.curve_of(self.config)
+        name = grids.curve_of(self.own)
         if name == "exponential" and levels[-1] <= 0:
             raise ValueError("use_exponential_sigmas needs sigmas above 0.")
         return grids.curve(name, self.config, levels[0], levels[-1], len(levels)) if name else levels
