@@ -10,6 +10,7 @@ from autopipeline.errors import Cancelled as Cancelled
 from autopipeline.errors import CheckpointError as CheckpointError
 from autopipeline.errors import NotFiniteError as NotFiniteError
 from autopipeline.images import CLIPImageProcessor as CLIPImageProcessor
+from autopipeline.models.auraflow import AuraFlowTransformer2DModel as AuraFlowTransformer2DModel
 from autopipeline.models.autoencoder_kl import AutoencoderKL as AutoencoderKL
 from autopipeline.models.autoencoder_tiny import AutoencoderTiny as AutoencoderTiny
 from autopipeline.models.chroma import ChromaTransformer2DModel as ChromaTransformer2DModel
@@ -69,9 +70,39 @@ from autopipeline.schedulers import UniPCMultistepScheduler as UniPCMultistepSch
 from autopipeline.selection import Explanation as Explanation
 from autopipeline.selection import explain as explain
 from autopipeline.text import CLIPTokenizer as CLIPTokenizer
+from autopipeline.text import LlamaTokenizer as LlamaTokenizer
 from autopipeline.text import T5Tokenizer as T5Tokenizer
 
 __version__: str
+
+class AuraFlowPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = 3.5,
+        num_images_per_prompt: Any = 1,
+        height: Any = 1024,
+        width: Any = 1024,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_attention_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        max_sequence_length: Any = 256,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
 
 class ChromaPipeline(DiffusionPipeline):
     def __call__(

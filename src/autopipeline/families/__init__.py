@@ -20,6 +20,7 @@ BUILT = {
     "flux": "autopipeline.families.flux",
     "flux-kontext": "autopipeline.families.flux_kontext",
     "chroma": "autopipeline.families.chroma",
+    "auraflow": "autopipeline.families.auraflow",
 }
 """Family key -> the module whose FAMILY it is."""
 

@@ -22,6 +22,7 @@ HOMES = {
     "UNet2DConditionModel": "autopipeline.models.unet",
     "ControlNetModel": "autopipeline.models.controlnet",
     "MultiControlNetModel": "autopipeline.models.controlnet",
+    "AuraFlowTransformer2DModel": "autopipeline.models.auraflow",
     "ChromaTransformer2DModel": "autopipeline.models.chroma",
     "FluxTransformer2DModel": "autopipeline.models.flux",
     "FluxControlNetModel": "autopipeline.models.flux_controlnet",
@@ -38,6 +39,7 @@ HOMES = {
     "UMT5EncoderModel": "autopipeline.models.t5",
     "StableDiffusionSafetyChecker": "autopipeline.models.safety_checker",
     "CLIPTokenizer": "autopipeline.text",
+    "LlamaTokenizer": "autopipeline.text",
     "T5Tokenizer": "autopipeline.text",
     "CLIPImageProcessor": "autopipeline.images",
 }
@@ -48,6 +50,7 @@ ALIASES: dict[str, str] = {
     "CLIPImageProcessorFast": "CLIPImageProcessor",
     "CLIPImageProcessorPil": "CLIPImageProcessor",
     "CLIPTokenizerFast": "CLIPTokenizer",
+    "LlamaTokenizerFast": "LlamaTokenizer",
     "T5TokenizerFast": "T5Tokenizer",
 }
 
