@@ -23,6 +23,8 @@ _HOMES = {
     "autopipeline.errors": ("Cancelled", "CheckpointError", "NotFiniteError"),
     "autopipeline.models.unet": ("UNet2DConditionModel",),
     "autopipeline.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
+    "autopipeline.models.bert": ("BertModel",),
+    "autopipeline.models.hunyuan": ("HunyuanDiT2DModel",),
     "autopipeline.models.auraflow": ("AuraFlowTransformer2DModel",),
     "autopipeline.models.chroma": ("ChromaTransformer2DModel",),
     "autopipeline.models.flux": ("FluxTransformer2DModel",),
@@ -32,7 +34,7 @@ _HOMES = {
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
     "autopipeline.models.sd3": ("SD3ControlNetModel", "SD3MultiControlNetModel", "SD3Transformer2DModel"),
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),
-    "autopipeline.text": ("CLIPTokenizer", "LlamaTokenizer", "T5Tokenizer"),
+    "autopipeline.text": ("BertTokenizer", "CLIPTokenizer", "LlamaTokenizer", "T5Tokenizer"),
     "autopipeline.images": ("CLIPImageProcessor",),
     "autopipeline.schedulers": (
         "CMStochasticIterativeScheduler",

@@ -13,6 +13,7 @@ from autopipeline.images import CLIPImageProcessor as CLIPImageProcessor
 from autopipeline.models.auraflow import AuraFlowTransformer2DModel as AuraFlowTransformer2DModel
 from autopipeline.models.autoencoder_kl import AutoencoderKL as AutoencoderKL
 from autopipeline.models.autoencoder_tiny import AutoencoderTiny as AutoencoderTiny
+from autopipeline.models.bert import BertModel as BertModel
 from autopipeline.models.chroma import ChromaTransformer2DModel as ChromaTransformer2DModel
 from autopipeline.models.clip import CLIPTextModel as CLIPTextModel
 from autopipeline.models.clip import CLIPTextModelWithProjection as CLIPTextModelWithProjection
@@ -22,6 +23,7 @@ from autopipeline.models.controlnet import MultiControlNetModel as MultiControlN
 from autopipeline.models.flux import FluxTransformer2DModel as FluxTransformer2DModel
 from autopipeline.models.flux_controlnet import FluxControlNetModel as FluxControlNetModel
 from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as FluxMultiControlNetModel
+from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
 from autopipeline.models.sd3 import SD3MultiControlNetModel as SD3MultiControlNetModel
 from autopipeline.models.sd3 import SD3Transformer2DModel as SD3Transformer2DModel
@@ -69,6 +71,7 @@ from autopipeline.schedulers import UnCLIPScheduler as UnCLIPScheduler
 from autopipeline.schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
 from autopipeline.selection import Explanation as Explanation
 from autopipeline.selection import explain as explain
+from autopipeline.text import BertTokenizer as BertTokenizer
 from autopipeline.text import CLIPTokenizer as CLIPTokenizer
 from autopipeline.text import LlamaTokenizer as LlamaTokenizer
 from autopipeline.text import T5Tokenizer as T5Tokenizer
@@ -486,6 +489,80 @@ class FluxPipeline(DiffusionPipeline):
         mask_image: Any = None,
         masked_image_latents: Any = None,
         padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class HunyuanDiTPAGPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        guidance_scale: Any = 5.0,
+        negative_prompt: Any = None,
+        num_images_per_prompt: Any = 1,
+        eta: Any = 0.0,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_2: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_2: Any = None,
+        prompt_attention_mask: Any = None,
+        prompt_attention_mask_2: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        negative_prompt_attention_mask_2: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        guidance_rescale: Any = 0.0,
+        original_size: Any = (1024, 1024),
+        target_size: Any = None,
+        crops_coords_top_left: Any = (0, 0),
+        use_resolution_binning: Any = True,
+        pag_scale: Any = 3.0,
+        pag_adaptive_scale: Any = 0.0,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class HunyuanDiTPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        guidance_scale: Any = 5.0,
+        negative_prompt: Any = None,
+        num_images_per_prompt: Any = 1,
+        eta: Any = 0.0,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_2: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_2: Any = None,
+        prompt_attention_mask: Any = None,
+        prompt_attention_mask_2: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        negative_prompt_attention_mask_2: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        guidance_rescale: Any = 0.0,
+        original_size: Any = (1024, 1024),
+        target_size: Any = None,
+        crops_coords_top_left: Any = (0, 0),
+        use_resolution_binning: Any = True,
+        *,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,

@@ -67,7 +67,7 @@ NUMBERS: dict[str, Number] = {
 }
 PAIRS = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 CROPS = ("crops_coords_top_left", "negative_crops_coords_top_left")
-RANKS = {"prompt_embeds": 3, "pooled_prompt_embeds": 2}
+RANKS = {"prompt_embeds": 3, "prompt_embeds_2": 3, "pooled_prompt_embeds": 2}
 TENSORS = ("latents", "masked_image_latents", "controlnet_pooled_projections")
 
 

@@ -21,11 +21,13 @@ BUILT = {
     "flux-kontext": "autopipeline.families.flux_kontext",
     "chroma": "autopipeline.families.chroma",
     "auraflow": "autopipeline.families.auraflow",
+    "hunyuan": "autopipeline.families.hunyuan",
 }
 """Family key -> the module whose FAMILY it is."""
 
 ADDONS = {
     "flux": ("Control", "ControlNet"),
+    "hunyuan": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),
