@@ -38,6 +38,9 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "flux-control": lambda folder: tiny.flux(folder, "FluxControlPipeline", in_channels=32, out_channels=16),
     "kontext": lambda folder: tiny.flux(folder, "FluxKontextPipeline"),
     "chroma": tiny.chroma,
+    "auraflow": tiny.auraflow,
+    "hunyuan": tiny.hunyuan,
+    "hunyuan-plain": lambda folder: tiny.hunyuan(folder, use_style_cond_and_image_meta_size=False),
     "lcm": tiny.lcm,
 }
 

@@ -28,12 +28,16 @@ FOLDERS = {
     "flux": "flux",
     "flux-kontext": "kontext",
     "chroma": "chroma",
+    "auraflow": "auraflow",
+    "hunyuan": "hunyuan",
 }
 SMALL = dict(height=32, width=32, max_sequence_length=16)
 CALLS: dict[str, dict[str, Any]] = {
     "flux": SMALL,
     "flux-kontext": SMALL | dict(max_area=32 * 32, _auto_resize=False),
     "chroma": SMALL,
+    "auraflow": SMALL,
+    "hunyuan": dict(use_resolution_binning=False),
 }
 """What the calls of a family need to be quick, where its size does not follow from the network."""
 CASES = [(row.key, task) for row in names.rows() if row.built and not row.addons for task in row.classes]

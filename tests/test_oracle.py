@@ -43,6 +43,15 @@ FLUX_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), pooled_prompt_e
 TRUE = FLUX | dict(true_cfg_scale=3.0)
 SIGMAS = dict(sigmas=[0.9, 0.6, 0.5, 0.2], strength=0.8)
 KONTEXT = FLUX | dict(max_area=32 * 32, _auto_resize=False)
+AURA_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), prompt_attention_mask=(1, 9, 1))
+HUNYUAN = dict(height=64, width=64, use_resolution_binning=False)
+HUNYUAN_EMBEDS = dict(
+    prompt=None,
+    prompt_embeds=(1, 77, 24),
+    prompt_embeds_2=(1, 256, 24),
+    prompt_attention_mask=(1, 77),
+    prompt_attention_mask_2=(1, 256),
+)
 MICRO = dict(original_size=(32, 48), crops_coords_top_left=(5, 9), target_size=(64, 72))
 NEGATIVE_MICRO = dict(
     negative_original_size=(24, 32), negative_crops_coords_top_left=(3, 1), negative_target_size=(72, 56)
@@ -101,6 +110,14 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("kontext", "image2image", KONTEXT | dict(image=(1, 4, 6, 10))),
     ("chroma", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
     ("chroma", "text2image", FLUX | dict(guidance_scale=1.0, width=48, sigmas=[1.0, 0.5])),
+    ("auraflow", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
+    ("auraflow", "text2image", FLUX | dict(guidance_scale=1.0, width=72, sigmas=[1.0, 0.5])),
+    ("auraflow", "text2image", AURA_EMBEDS | dict(negative_prompt="a sun")),
+    ("hunyuan", "text2image", HUNYUAN | dict(negative_prompt="sun", num_images_per_prompt=2, guidance_rescale=0.6)),
+    ("hunyuan", "text2image", HUNYUAN | MICRO | dict(prompt=["red", "a cat on sun"], num_images_per_prompt=2)),
+    ("hunyuan", "text2image", HUNYUAN | HUNYUAN_EMBEDS | dict(guidance_scale=1.0, width=112)),
+    ("hunyuan", "text2image", HUNYUAN | dict(height=90, width=50)),
+    ("hunyuan-plain", "text2image", HUNYUAN | dict(height=32, latents=(1, 4, 4, 8))),
     ("lcm", "text2image", dict(guidance_scale=3.0)),
     ("lcm", "image2image", dict(original_inference_steps=20)),
     ("xl", "text2image", {}),
@@ -162,7 +179,8 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("sd", {}), ("xl", {}), ("sd3", {}), ("flux", FLUX), ("chroma", FLUX), ("lcm", {})]
+    ("name", "size"),
+    [("sd", {}), ("xl", {}), ("sd3", {}), ("flux", FLUX), ("chroma", FLUX), ("auraflow", FLUX), ("lcm", {})],
 )
 def test_callbacks_see_and_change_the_same(pair: Any, name: str, size: dict[str, int]) -> None:
     traces: list[list[Any]] = []

@@ -247,6 +247,115 @@ def chroma(folder: Path) -> Path:
     return folder
 
 
+def llama_tokenizer(length: int = 64, **changes: Any) -> Any:
+    """Llama's tokenizer as AuraFlow has it: bytes, letters and a few words, ended by nothing."""
+    from transformers import LlamaTokenizer
+
+    merges = [("▁", "c"), ("▁c", "a"), ("▁ca", "t"), ("r", "e"), ("▁", "re"), ("▁re", "d"), ("s", "u"), ("su", "n")]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    tokens += [chr(letter) for letter in range(33, 127)] + [left + right for left, right in merges]
+    options = dict(pad_token="</s>", padding_side="right", add_bos_token=False) | changes
+    vocab = {token: k for k, token in enumerate(tokens)}
+    return LlamaTokenizer(vocab=vocab, merges=merges, model_max_length=length, **options)
+
+
+AURAFLOW = dict(
+    sample_size=16,
+    num_mmdit_layers=2,
+    num_single_dit_layers=1,
+    attention_head_dim=8,
+    num_attention_heads=3,
+    joint_attention_dim=24,
+    caption_projection_dim=24,
+    pos_embed_max_size=13 * 13,
+)
+
+
+def auraflow(folder: Path) -> Path:
+    """AuraFlow in miniature, 8 pixels a token."""
+    import diffusers
+
+    pipe = diffusers.AuraFlowPipeline(
+        transformer=redraw(diffusers.AuraFlowTransformer2DModel(**AURAFLOW), 1),
+        vae=redraw(diffusers.AutoencoderKL(**XL_VAE), 2),
+        text_encoder=t5_encoder(4, "UMT5", vocab_size=400),
+        tokenizer=llama_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+BERT_WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "red",
+    "cat",
+    "sun",
+    "##s",
+    "on",
+    "sea",
+    "猫",
+    ",",
+    ".",
+]
+BERT = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3, vocab_size=80)
+HUNYUAN = dict(
+    sample_size=8,
+    in_channels=4,
+    patch_size=2,
+    num_layers=4,
+    attention_head_dim=8,
+    num_attention_heads=3,
+    hidden_size=24,
+    cross_attention_dim=24,
+    cross_attention_dim_t5=24,
+    pooled_projection_dim=20,
+)
+
+
+def bert_tokenizer(length: int = 77) -> Any:
+    """BERT's tokenizer of a few words and letters."""
+    from transformers import BertTokenizer
+
+    letters = [f"{mark}{chr(k)}" for k in range(97, 123) for mark in ("", "##")]
+    vocab = {token: k for k, token in enumerate(dict.fromkeys(BERT_WORDS + letters))}
+    return BertTokenizer(vocab=vocab, model_max_length=length)
+
+
+def bert(seed: int, **changes: Any) -> Any:
+    """BERT in miniature."""
+    from transformers import BertConfig, BertModel
+
+    return redraw(BertModel(BertConfig(**BERT | dict(max_position_embeddings=80) | changes)), seed)
+
+
+def hunyuan(folder: Path, **changes: Any) -> Path:
+    """Hunyuan-DiT in miniature, 16 pixels a token; `changes` are keys of the transformer's config."""
+    import diffusers
+
+    pipe = diffusers.HunyuanDiTPipeline(
+        transformer=redraw(diffusers.HunyuanDiT2DModel(**HUNYUAN | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**VAE), 2),
+        text_encoder=bert(3),
+        tokenizer=bert_tokenizer(),
+        text_encoder_2=t5_encoder(4),
+        tokenizer_2=t5_tokenizer(256),
+        scheduler=diffusers.DDPMScheduler(
+            **BETAS | dict(beta_end=0.03), prediction_type="v_prediction", clip_sample=False, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def lcm(folder: Path) -> Path:
     """A latent consistency model in miniature."""
     return stable_diffusion(

@@ -223,6 +223,8 @@ class LlamaTokenizer(_Tokenizer):
         path = Path(folder, subfolder) if subfolder else Path(folder)
         whole, config = _json(path / "tokenizer.json"), _json(path / "tokenizer_config.json")
         special = config | _json(path / "special_tokens_map.json")
+        if not whole:
+            raise CheckpointError(f"{path} has no tokenizer.json.")
         try:
             pairs: Any = [
                 tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in whole["model"]["merges"]

@@ -119,7 +119,7 @@ def text_rows(components: Components, run: Run, end: str, length: int) -> tuple[
         embeds.append(prompts.each(hidden, times))
         masks.append(prompts.each(mask, times) if run.random.apart else mask.repeat(times, 1))
     device = embeds[-1].device
-    return torch.cat([rows.to(embeds[-1]) for rows in embeds]), torch.cat([rows.to(device) > 0 for rows in masks])
+    return torch.cat([rows.to(embeds[-1]) for rows in embeds]), torch.cat([rows.to(device).bool() for rows in masks])
 
 
 def places(height: int, width: int, base: int) -> Tensor:
@@ -192,8 +192,8 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
         raise ValueError("A safety checker needs feature_extractor beside it; load both, or pass safety_checker=None.")
     height, width = made(args)
     if (height, width) != (args["height"], args["width"]):
-        wanted = f"{args['width']} x {args['height']}"
-        warnings.warn(f"The picture of {wanted} pixels is made as {width} x {height}.", stacklevel=2)
+        asked = f"{args['width']} x {args['height']}"
+        warnings.warn(f"Pictures of {width} x {height} pixels are made, not of {asked}.", stacklevel=2)
     if args["prompt"] is None and args["prompt_embeds_2"] is None:
         raise ValueError("prompt_embeds needs prompt_embeds_2 beside it.")
     for end, length in (("", network.text_len), ("_2", network.text_len_t5)):

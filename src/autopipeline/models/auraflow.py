@@ -100,7 +100,8 @@ class NormedAttention(nn.Module):
         if text is None:
             return self.to_out[0](attend(*mine).transpose(1, 2).flatten(2)), None
         words = self._heads(text, self.add_q_proj, self.add_k_proj, self.add_v_proj)
-        mixed = attend(*(torch.cat(both, 2) for both in zip(words, mine, strict=True))).transpose(1, 2).flatten(2)
+        q, k, v = (torch.cat(both, 2) for both in zip(words, mine, strict=True))
+        mixed = attend(q, k, v).transpose(1, 2).flatten(2)
         return self.to_out[0](mixed[:, text.shape[1] :]), self.to_add_out(mixed[:, : text.shape[1]])
 
     def _heads(self, x: Tensor, *projections: nn.Module) -> tuple[Tensor, Tensor, Tensor]:

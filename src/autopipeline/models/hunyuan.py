@@ -53,7 +53,8 @@ class AttentionPool(nn.Module):
         """(B, T, E) to (B, out)."""
         rows = torch.cat([text.mean(1, keepdim=True), text], 1) + self.positional_embedding.to(text.dtype)
         made = (self.q_proj(rows[:, :1]), self.k_proj(rows), self.v_proj(rows))
-        mixed = attend(*(each.unflatten(-1, (POOLING_HEADS, -1)).transpose(1, 2) for each in made))
+        q, k, v = (each.unflatten(-1, (POOLING_HEADS, -1)).transpose(1, 2) for each in made)
+        mixed = attend(q, k, v)
         return self.c_proj(mixed.transpose(1, 2).flatten(2)[:, 0])
 
 
