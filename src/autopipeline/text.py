@@ -238,7 +238,7 @@ class LlamaTokenizer(_Tokenizer):
         core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
         core.add_tokens(added)
         pad, end = (_text(special.get(name) or token) for name, token in (("pad_token", "</s>"), ("eos_token", "</s>")))
-        around = _marks(whole, special)
+        around = _marks(whole)
         for token in (pad, end, *around[0], *around[1]):
             if core.token_to_id(token) is None:
                 raise CheckpointError(f"The tokenizer in {path} does not know its own token {token!r}.")
@@ -279,11 +279,8 @@ class LlamaTokenizer(_Tokenizer):
         return self._core.decoder.decode(tokens).strip() if tokens else ""
 
 
-def _marks(whole: dict[str, Any], special: dict[str, Any]) -> list[list[str]]:
-    """The tokens before and after every text: as the configuration says, or else as the file's template does."""
-    if "add_bos_token" in special or "add_eos_token" in special:
-        asked = (("add_bos_token", "bos_token", "<s>"), ("add_eos_token", "eos_token", "</s>"))
-        return [[_text(special.get(name) or token)] if special.get(add) else [] for add, name, token in asked]
+def _marks(whole: dict[str, Any]) -> list[list[str]]:
+    """The tokens before and after every text, by the file's template; it counts more than what configurations say."""
     around: list[list[str]] = [[], []]
     side = 0
     for part in (whole.get("post_processor") or {}).get("single", []):
