@@ -13,6 +13,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from autopipeline.schedulers.stateful import Stateful
 
 Noise = Callable[[], Tensor]
 Own = Sequence[float] | None
+Pair = tuple[Tensor, Tensor]
 FILE = "scheduler_config.json"
 CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 CHOICES = {
@@ -54,6 +56,15 @@ class Grid:
     begin: int = 0
     end: int = -1  # -1: all
 
+    @classmethod
+    def of(
+        cls, timesteps: Any, sigmas: Any = None, steps: int | None = None, kind: Any = np.float32, **more: Any
+    ) -> Self:
+        """From arrays: times as numbers of that kind, levels in single precision."""
+        times = torch.from_numpy(np.array(timesteps).astype(kind))
+        levels = None if sigmas is None else torch.from_numpy(np.array(sigmas).astype(np.float32))
+        return cls(timesteps=times, sigmas=levels, steps=steps or len(times), **more)
+
     @property
     def indices(self) -> range:
         """What is walked."""
@@ -71,7 +82,12 @@ class Solver:
     options: ClassVar[tuple[str, ...]] = ()  # attributes that `Scheduler.solver` takes by name
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
-        self.config, self.grid, self.scheduler = scheduler.config, grid, scheduler
+        self.config, self.grid = scheduler.own, grid
+        self.seen: list[Tensor] = []  # what a solver remembers of the network's predictions, the latest last
+
+    def sigma(self, i: int) -> Tensor:
+        """The grid's level at index i."""
+        return self.grid.sigmas[i]  # type: ignore[index]
 
     def scale(self, x: Tensor, i: int) -> Tensor:
         """The network's input at grid index i."""
@@ -86,7 +102,7 @@ class Solver:
         new, x0 = self.advance(x.float(), pred.float(), i, lambda: noise().float(), variance)
         return Step(new.to(pred.dtype), x0.to(pred.dtype))
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """The arithmetic of `step`: the next x, and the clean sample."""
         raise NotImplementedError
 
@@ -97,7 +113,7 @@ class Solver:
         alpha, sigma = self.level(i)
         return alpha.to(x0) * x0 + sigma.to(x0) * noise
 
-    def level(self, i: int) -> tuple[Tensor, Tensor]:
+    def level(self, i: int) -> Pair:
         """Share of signal and of noise in x at grid index i."""
         raise NotImplementedError
 
@@ -110,7 +126,8 @@ class Scheduler(Stateful):
     order: ClassVar[int] = 1  # evaluations for each step
     takes_eta: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ()  # "timesteps", "sigmas": own ones
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # values of this class, where CHOICES are too many
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = {}  # values of this class, where CHOICES are too many
+    renamed: ClassVar[dict[str, dict[str, str]]] = {}  # the nearest of its values for those of other classes
 
     config: Config
 
@@ -129,7 +146,12 @@ class Scheduler(Stateful):
 
     def _configure(self, given: Mapping[str, Any]) -> None:
         left = [name for name in self.defaults if name not in given]
-        all_of_it = dict(self.defaults) | dict(given) | ({"_use_default_values": left} if left else {})
+        known = {
+            key: able.get(given[key], given[key])
+            for key, able in self.renamed.items()
+            if key in {*given} & {*self.defaults}
+        }
+        all_of_it = {**self.defaults, **given, **known} | ({"_use_default_values": left} if left else {})
         self.config = Config({key: list(v) if isinstance(v, tuple) else v for key, v in all_of_it.items()})
         self.check()
 
@@ -145,7 +167,14 @@ class Scheduler(Stateful):
         for name, able in {**CHOICES, **self.choices}.items():
             if name in self.defaults and self.config[name] not in able:
                 kind = type(self).__name__
-                raise ValueError(f"{name}={self.config[name]!r} is not known to {kind}; it can be {', '.join(able)}.")
+                raise ValueError(
+                    f"{name}={self.config[name]!r} is not known to {kind}; it can be {', '.join(map(str, able))}."
+                )
+
+    @property
+    def own(self) -> Config:
+        """The configuration without the keys that are kept for other classes."""
+        return Config({key: self.config[key] for key in self.defaults})
 
     @classmethod
     def from_config(
@@ -258,6 +287,11 @@ class Scheduler(Stateful):
 
     def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
         """The grid itself."""
+        grid = self.laid(steps, timesteps, sigmas, **extra)
+        return replace(grid, timesteps=grid.timesteps.to(device))
+
+    def laid(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+        """The grid itself, on the CPU."""
         raise NotImplementedError
 
     def solver(self, grid: Grid, *, eta: float | None = None, **options: Any) -> Solver:

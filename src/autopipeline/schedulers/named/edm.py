@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.named.multistep import own_solver
+from autopipeline.schedulers.named.multistep import DPMSolverMultistepScheduler
 from autopipeline.schedulers.scheduler import Grid, Scheduler
 from autopipeline.schedulers.solvers import edm
 
@@ -90,9 +90,7 @@ class EDMDPMSolverMultistepScheduler(_OnEDM):
     solver_class = edm.EDM
     able = _OnEDM.able | dict(algorithm_type=("dpmsolver++", "sde-dpmsolver++"), solver_type=("midpoint", "heun"))
 
-    def _configure(self, given: Any) -> None:
-        own = {key: value for key, value in own_solver(given).items() if key in self.defaults}
-        super()._configure(dict(given) | own)
+    renamed = DPMSolverMultistepScheduler.renamed
 
 
 class EDMEulerScheduler(_OnEDM):

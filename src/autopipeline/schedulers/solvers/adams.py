@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import log, prod
+from math import log
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler
+from autopipeline.schedulers.grids import integrals
+from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler
 from autopipeline.schedulers.solvers.multistep import DPMSolver, Multistep
-
-
-def integrals(nodes: Sequence[float], start: float, end: float, rate: float) -> list[float]:
-    """For each Lagrange polynomial L of the nodes, the integral of exp(rate * (u - end)) * L(u) from start to end."""
-    points, weights = np.polynomial.legendre.leggauss(32)
-    u = start + (end - start) * (points + 1) / 2
-    weights = weights * np.exp(rate * (u - end)) * (end - start) / 2
-    found: list[float] = []
-    for k, node in enumerate(nodes):
-        others = [*nodes[:k], *nodes[k + 1 :]]
-        found.append(float(np.sum(weights * prod((u - other) / (node - other) for other in others))))
-    return found
 
 
 def log_ratios(solver: Multistep, newest: int, count: int) -> list[float]:
@@ -67,7 +54,7 @@ class SASolver(Multistep):
         share = self.product[int(self.grid.timesteps[i])].to(x0)
         return share.sqrt() * x0 + (1 - share).sqrt() * noise
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """Correct the last step with what the network says now, then predict the next."""
         config = self.config
         said, x0 = self.converted(x, pred, i, config.algorithm_type == "data_prediction")

@@ -62,14 +62,10 @@ class Cosine(EDM):
     generator's `initial_seed()`. Without it, the first draw of the run's noise decides.
     """
 
+    fixed = EDM.fixed | dict(algorithm_type="sde-dpmsolver++")
     options = ("seed",)
     seed: int | Sequence[int] | None = None
     path: BrownianNoise | None = None
-
-    @property
-    def kind(self) -> str:
-        """The one algorithm."""
-        return "sde-dpmsolver++"
 
     def drawn(self, i: int, noise: Noise) -> Tensor:
         """The path's increment from grid index i to the next."""

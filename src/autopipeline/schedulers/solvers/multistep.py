@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from autopipeline.config import Config
 from autopipeline.schedulers.parameterisation import clean, limited
-from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
-
-Pair = tuple[Tensor, Tensor]
+from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
+from autopipeline.schedulers.solvers.exploding import Exploding
 
 
 class Multistep(Solver):
     """On sigmas; x keeps unit variance. Remembers what the network said at the last levels."""
-
-    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
-        super().__init__(scheduler, grid)
-        # without the keys that are kept for other classes
-        self.config = Config({key: scheduler.config[key] for key in scheduler.defaults})
-        self.seen: list[Tensor] = []
 
     def level(self, i: int) -> Pair:
         """Variance-preserving, or a flow."""
@@ -36,7 +29,7 @@ class Multistep(Solver):
         alpha, sigma = self.level(i)
         return alpha.log() - sigma.log()
 
-    def converted(self, x: Tensor, pred: Tensor, i: int, as_clean: bool) -> tuple[Tensor, Tensor]:
+    def converted(self, x: Tensor, pred: Tensor, i: int, as_clean: bool) -> Pair:
         """What is remembered (the clean sample or the noise), and the clean sample."""
         if str(self.config.get("variance_type")).startswith("learned"):
             pred = pred[:, : x.shape[1]]  # the other half of the channels is the variance, which these solvers ignore
@@ -52,12 +45,15 @@ class Multistep(Solver):
 class DPMSolver(Multistep):
     """DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b), as ODE or SDE, orders 1 to 3."""
 
-    @property
-    def kind(self) -> str:
-        """The algorithm."""
-        return self.config.algorithm_type
+    fixed: ClassVar[dict[str, Any]] = {}  # what other classes have in their configuration
+    bend = -0.5  # of the third order of the SDE, as in the reference implementation; that of the ODE is 1/2
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
+        super().__init__(scheduler, grid)
+        self.config = Config(self.config | self.fixed)
+        self.kind: str = self.config.algorithm_type
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One step of the order that the history and the end of the grid allow."""
         said, x0 = self.converted(x, pred, i, self.kind.endswith("++"))
         self.seen = [*self.seen[1 - self.config.solver_order :], said] if self.config.solver_order > 1 else [said]
@@ -101,8 +97,7 @@ class DPMSolver(Multistep):
             grown = -torch.expm1(-double * h)  # 1 - exp(-h), or with 2 h
             first = alpha * grown
             second = first / 2 if midpoint else alpha * (1 - grown / (double * h))
-            sign = 1.5 - double  # the reference implementation has -1/2 for the SDE
-            third = alpha * ((grown - double * h) / (double * h) ** 2 + sign)
+            third = alpha * ((grown - double * h) / (double * h) ** 2 + (self.bend if double == 2 else 0.5))
             return carry, first, second, third, sigma * torch.sqrt(-torch.expm1(-2 * h))
         grown = torch.expm1(h)
         first = -double * sigma * grown
@@ -122,6 +117,22 @@ class DPMSolver(Multistep):
         d1 = (self.seen[-2] - self.seen[-3]) / r1
         change = (d0 - d1) / (r0 + r1)
         return [d0 + r0 * change, change]
+
+
+class DPMPP3MSDE(DPMSolver):
+    """The SDE in three steps over x with all of its signal, as in k-diffusion. Option: `s_noise`, for the noise."""
+
+    fixed = DPMSolver.fixed | dict(
+        algorithm_type="sde-dpmsolver++", solver_order=3, solver_type="heun", lower_order_final=False
+    )
+    bend = 0.5
+    options = ("s_noise",)
+    s_noise = 1.0
+    level, scale, looked = Exploding.level, Exploding.scale, Exploding.sigma
+
+    def drawn(self, i: int, noise: Noise) -> Tensor:
+        """Scaled."""
+        return self.s_noise * noise()
 
 
 class Singlestep(DPMSolver):
@@ -175,7 +186,7 @@ class UniPC(Multistep):
             )
         return scheduler.solver(grid.window(own.begin, own.end))
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """Correct the last step with what the network says now, then predict the next."""
         config = self.config
         said, x0 = self.converted(x, pred, i, config.predict_x0)
