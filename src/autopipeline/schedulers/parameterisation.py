@@ -27,7 +27,7 @@ def clean(config: Mapping[str, Any], x: Tensor, pred: Tensor, alpha: Tensor, sig
 def limited(config: Mapping[str, Any], x0: Tensor) -> Tensor:
     """The clean sample within the limits that the configuration sets: dynamic thresholding, or clipping."""
     if config.get("thresholding"):
-        return threshold(x0, config["dynamic_thresholding_ratio"], config["sample_max_value"])
+        return threshold(x0, config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0))
     if config.get("clip_sample"):
         return x0.clamp(-config["clip_sample_range"], config["clip_sample_range"])
     return x0

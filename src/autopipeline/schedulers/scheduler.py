@@ -126,8 +126,9 @@ class Scheduler(Stateful):
     order: ClassVar[int] = 1  # evaluations for each step
     takes_eta: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ()  # "timesteps", "sigmas": own ones
+    also: ClassVar[tuple[str, ...]] = ()  # keys that have an effect where they are given, but no default
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {}  # values of this class, where CHOICES are too many
-    renamed: ClassVar[dict[str, dict[str, str]]] = {}  # the nearest of its values for those of other classes
+    renamed: ClassVar[dict[str, dict[Any, str]]] = {}  # the nearest of its values for those of other classes
 
     config: Config
 
@@ -139,7 +140,7 @@ class Scheduler(Stateful):
 
     def __init__(self, *args: Any, **config: Any) -> None:
         given = dict(zip(self.defaults, args, strict=False)) | config
-        unknown = [name for name in given if name not in self.defaults]
+        unknown = [name for name in given if name not in (*self.defaults, *self.also)]
         if unknown:
             raise TypeError(f"{type(self).__name__} has no parameter {unknown[0]!r}.")
         self._configure(given)
@@ -174,7 +175,7 @@ class Scheduler(Stateful):
     @property
     def own(self) -> Config:
         """The configuration without the keys that are kept for other classes."""
-        return Config({key: self.config[key] for key in self.defaults})
+        return Config({key: self.config[key] for key in (*self.defaults, *self.also) if key in self.config})
 
     @classmethod
     def from_config(

@@ -119,7 +119,7 @@ class Stateful:
         if learns and model_output.shape[1] == 2 * sample.shape[1]:
             model_output, variance = model_output.chunk(2, dim=1)
         like = model_output.float() if self.call.draws_in_single else model_output
-        noise = (lambda: _drawn(like, generator)) if own_noise is None else (lambda: own_noise)
+        noise = (lambda: drawn(like, generator)) if own_noise is None else (lambda: own_noise)
         try:
             made = solver.step(sample, model_output, i, noise, variance)
         except IndexError:
@@ -327,10 +327,10 @@ def _taking(function: Callable[..., Any], first: tuple[str, ...], keywords: Mapp
     return method
 
 
-def _drawn(like: Tensor, generator: Any) -> Tensor:
+def drawn(like: Tensor, generator: Any) -> Tensor:
     """Noise as large as `like`, from one generator or from one for each sample, wherever they live."""
     if isinstance(generator, list):
-        return torch.cat([_drawn(part, one) for part, one in zip(like.split(1), generator, strict=True)])
+        return torch.cat([drawn(part, one) for part, one in zip(like.split(1), generator, strict=True)])
     home = like.device if generator is None else generator.device
     return torch.randn(like.shape, generator=generator, device=home, dtype=like.dtype).to(like.device)
 

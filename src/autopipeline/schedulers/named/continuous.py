@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, falling
 from autopipeline.schedulers.solvers import continuous
+from autopipeline.schedulers.stateful import Output, drawn
 
 
 class IPNDMScheduler(Scheduler):
@@ -30,6 +33,12 @@ class IPNDMScheduler(Scheduler):
         angles = torch.atan2(share, (1 - share**2).sqrt()) / math.pi * 2
         return Grid(timesteps=angles[:-1].to(device), sigmas=share, steps=count)
 
+    @property
+    def betas(self) -> torch.Tensor:
+        """Shares of noise."""
+        own = self.config.trained_betas
+        return self.sigmas if own is None else torch.tensor(own, dtype=torch.float32)
+
 
 class CMStochasticIterativeScheduler(Scheduler):
     """Consistency models (Song et al. 2023): one step or a few."""
@@ -47,11 +56,15 @@ class CMStochasticIterativeScheduler(Scheduler):
         rising = even if timesteps is None else np.array(timesteps)[::-1].astype(np.int64)
         levels = grids.curve("karras", config, config.sigma_max, config.sigma_min, total, config.rho)[rising]
         return Grid(
-            timesteps=torch.from_numpy((250 * np.log(levels + 1e-44)).astype(np.float32)).to(device),
+            timesteps=torch.from_numpy(self.sigma_to_t(levels).astype(np.float32)).to(device),
             sigmas=torch.from_numpy(np.append(levels, config.sigma_min).astype(np.float32)),
             steps=len(levels),
             init_noise_sigma=config.sigma_max,
         )
+
+    def sigma_to_t(self, sigmas: Any) -> Any:
+        """What the network is told of levels of noise."""
+        return 250 * np.log(sigmas + 1e-44)
 
 
 class ScoreSdeVeScheduler(Scheduler):
@@ -62,10 +75,18 @@ class ScoreSdeVeScheduler(Scheduler):
     )
     solver_class = continuous.ScoreSdeVe
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
-        """The network is told levels, once for each evaluation; the grid's sigmas are the times in 1..0."""
+    def times(
+        self,
+        steps: int | None,
+        timesteps: Own,
+        sigmas: Own,
+        device: Any,
+        sampling_eps: float | None = None,
+        **extra: Any,
+    ) -> Grid:
+        """The network is told levels, once for each evaluation; the grid's sigmas are the times from 1 to near 0."""
         config = self.config
-        times = torch.linspace(1, config.sampling_eps, steps or 1)
+        times = torch.linspace(1, sampling_eps or config.sampling_eps, steps or 1)
         levels = config.sigma_min * (config.sigma_max / config.sigma_min) ** times
         return Grid(
             timesteps=levels.repeat_interleave(config.correct_steps + 1).to(device),
@@ -73,6 +94,40 @@ class ScoreSdeVeScheduler(Scheduler):
             steps=len(times),
             init_noise_sigma=config.sigma_max,
         )
+
+    @property
+    def timesteps(self) -> torch.Tensor:  # type: ignore[override]
+        """The times of the walk, one for each step."""
+        return self.walk.grid.sigmas  # type: ignore[return-value]
+
+    @property
+    def sigmas(self) -> torch.Tensor:  # type: ignore[override]
+        """The levels of the walk, one for each step, or those of `set_sigmas`."""
+        return self.walk.grid.timesteps[:: self.config.correct_steps + 1] if self._levels is None else self._levels
+
+    _levels: Tensor | None = None
+
+    def set_sigmas(self, num_inference_steps: int, **unused: Any) -> None:
+        """Keep the levels of the times that are set (all of training, if none are), and set times."""
+        self._levels = self.walk.grid.timesteps[:: self.config.correct_steps + 1]
+        self.set_timesteps(num_inference_steps=num_inference_steps)
+
+    def step_pred(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
+    ) -> Any:
+        """The predictor's step from a time."""
+        time, noise = torch.as_tensor(timestep).flatten()[0].float(), partial(drawn, sample, generator)
+        return self._said(self.walk.solver.predict(sample, model_output, time, noise), return_dict)  # type: ignore[attr-defined]
+
+    def step_correct(
+        self, model_output: Tensor, sample: Tensor, generator: Any = None, return_dict: bool = True
+    ) -> Any:
+        """One correction."""
+        noise = partial(drawn, sample, generator)
+        return self._said(self.walk.solver.correct(sample, model_output, noise), return_dict)  # type: ignore[attr-defined]
+
+    def _said(self, made: tuple[Tensor, Tensor], as_output: bool) -> Any:
+        return Output(prev_sample=made[0], prev_sample_mean=made[1]) if as_output else made
 
 
 class DDPMWuerstchenScheduler(Scheduler):

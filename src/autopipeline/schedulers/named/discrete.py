@@ -108,6 +108,7 @@ class DDIMInverseScheduler(_OnTrainingSteps):
         | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
         | dict(clip_sample_range=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
     )
+    also = (*THRESHOLD, "sample_max_value")
     solver_class = discrete.DDIMInverse
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(timestep_spacing=("leading", "trailing"))
 
@@ -138,6 +139,23 @@ class UnCLIPScheduler(Scheduler):
             raise ValueError("UnCLIPScheduler needs 2 steps or more: it takes the last of training and the first.")
         even = grids.spaced({**self.config, "timestep_spacing": "linspace"}, steps or 1).round()
         return Grid(timesteps=torch.from_numpy(even.astype(np.int64)).to(device), steps=steps or 1)
+
+    def _get_variance(
+        self,
+        timestep: int,
+        prev_timestep: int | None = None,
+        predicted_variance: Any = None,
+        variance_type: str | None = None,
+    ) -> Any:
+        """Of the noise of a step: its root, or with a prediction of it in -1..1 its logarithm."""
+        solver = discrete.UnCLIP(self, Grid(timesteps=torch.tensor([timestep]), steps=1))
+        after = timestep - 1 if prev_timestep is None else prev_timestep
+        large = solver.beta(timestep, after)
+        small = ((1 - solver.signal(after)) / (1 - solver.signal(timestep)) * large).clamp(min=1e-20)
+        if (variance_type or self.config.variance_type) == "fixed_small_log":
+            return small.sqrt()
+        share = (predicted_variance + 1) / 2
+        return share * large.log() + (1 - share) * small.log()
 
 
 class RePaintScheduler(Scheduler):

@@ -13,7 +13,7 @@ from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import BETAS, CURVES, LATENT, RESCALED, SPACING
 from autopipeline.schedulers.scheduler import Grid, Own, Scheduler
-from autopipeline.schedulers.solvers import exploding, multistep
+from autopipeline.schedulers.solvers import edm, exploding
 
 
 class _OnSigmas(Scheduler):
@@ -73,7 +73,7 @@ class EulerDiscreteScheduler(_OnSigmas):
     def laid(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Evenly spaced, or along a curve, or own ones; as the network is to be told."""
         grid = super().laid(steps, timesteps, sigmas, **extra)
-        return replace(grid, timesteps=0.25 * grid.sigmas[:-1].log()) if self._continuous else grid
+        return replace(grid, timesteps=0.25 * grid.levels[:-1].log()) if self._continuous else grid
 
     def _check_timesteps(self, own: list[float]) -> None:
         super()._check_timesteps(own)
@@ -99,7 +99,7 @@ class DPMPP3MSDEScheduler(_OnSigmas):
     """DPM-Solver++ as an SDE that remembers three steps, as k-diffusion's sample_dpmpp_3m_sde, with plain noise."""
 
     defaults = LATENT | dict(**CURVES, prediction_type="epsilon", **SPACING)
-    solver_class = multistep.DPMPP3MSDE
+    solver_class = edm.DPMPP3MSDE
 
 
 def _twice(points: Array, looks: Array | None = None) -> Array:

@@ -11,7 +11,7 @@ import torch
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array, shifted, stretched
 from autopipeline.schedulers.named.keys import BETAS, CURVES, ENDS, FLOWS, RESCALED, SHIFTS, SPACING, THRESHOLD
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver
 from autopipeline.schedulers.solvers import adams, multistep
 
 
@@ -227,13 +227,18 @@ class UniPCMultistepScheduler(OnLogRatios):
         config = self.config
         if config.solver_p is not None and not isinstance(config.solver_p, Scheduler):
             raise ValueError(f"solver_p has to be a scheduler, not {config.solver_p!r}.")
-        if config.final_sigmas_type == "zero":
-            if config.solver_type == "bh1" or not config.predict_x0:
-                raise ValueError("solver_type='bh1' and predict_x0=False need final_sigmas_type='sigma_min'.")
-            if config.solver_order > 1 and not config.lower_order_final:
-                raise ValueError("lower_order_final=False needs final_sigmas_type='sigma_min', not 'zero'.")
+        unstable = config.solver_type == "bh1" or not config.predict_x0
+        if unstable and config.final_sigmas_type == "zero":
+            raise ValueError("solver_type='bh1' and predict_x0=False need final_sigmas_type='sigma_min', not 'zero'.")
         if config.shift_terminal is not None and not config.use_flow_sigmas:
             raise ValueError("shift_terminal needs use_flow_sigmas=True.")
+
+    def solver(self, grid: Grid, **options: Any) -> Solver:
+        """A solver for one run; a configuration on the way to another class need not have one."""
+        ends_high = self.config.solver_order > 1 and not self.config.lower_order_final
+        if ends_high and self.config.final_sigmas_type == "zero":
+            raise ValueError("lower_order_final=False needs final_sigmas_type='sigma_min', not 'zero'.")
+        return super().solver(grid, **options)
 
     def _check_sigmas(self, own: list[float]) -> None:
         if not self.config.use_flow_sigmas:

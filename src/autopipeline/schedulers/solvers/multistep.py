@@ -10,7 +10,6 @@ from torch import Tensor
 from autopipeline.config import Config
 from autopipeline.schedulers.parameterisation import clean, limited
 from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
-from autopipeline.schedulers.solvers.exploding import Exploding
 
 
 class Multistep(Solver):
@@ -67,7 +66,7 @@ class DPMSolver(Multistep):
     def _order(self, i: int) -> int:
         """Lower orders at the end of short grids, which are unstable otherwise."""
         config, left = self.config, len(self.grid.timesteps) - 1 - i
-        short = config.lower_order_final and len(self.grid.timesteps) < 15
+        short = config.get("lower_order_final") and len(self.grid.timesteps) < 15
         if left == 0 and (config.get("euler_at_final") or short or self.level(i + 1)[1] == 0):
             return 1
         return min(config.solver_order, 2) if left == 1 and short else config.solver_order
@@ -117,22 +116,6 @@ class DPMSolver(Multistep):
         d1 = (self.seen[-2] - self.seen[-3]) / r1
         change = (d0 - d1) / (r0 + r1)
         return [d0 + r0 * change, change]
-
-
-class DPMPP3MSDE(DPMSolver):
-    """The SDE in three steps over x with all of its signal, as in k-diffusion. Option: `s_noise`, for the noise."""
-
-    fixed = DPMSolver.fixed | dict(
-        algorithm_type="sde-dpmsolver++", solver_order=3, solver_type="heun", lower_order_final=False
-    )
-    bend = 0.5
-    options = ("s_noise",)
-    s_noise = 1.0
-    level, scale, looked = Exploding.level, Exploding.scale, Exploding.sigma
-
-    def drawn(self, i: int, noise: Noise) -> Tensor:
-        """Scaled."""
-        return self.s_noise * noise()
 
 
 class Singlestep(DPMSolver):
