@@ -122,6 +122,11 @@ def _beta_quantile(q: Array) -> Array:
     return np.where(q <= 0, 0.0, np.where(q >= 1, 1.0, np.sin((low + high) / 2) ** 2))
 
 
+def twice(points: Array, looks: Array | None = None) -> Array:
+    """Beginnings of steps and second looks in turn; looks at the ends of the steps, unless they are given."""
+    return np.stack([points[:-1], points[1:] if looks is None else looks], 1).reshape(-1)
+
+
 def to_timesteps(sigmas: Array, training: Array) -> Array:
     """Where each sigma stands among the sigmas of training, interpolated in the logarithm."""
     return np.interp(np.log(np.maximum(sigmas, 1e-10)), np.log(training), np.arange(len(training)))

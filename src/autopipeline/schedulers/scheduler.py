@@ -70,6 +70,12 @@ class Grid:
         """What is walked."""
         return range(self.begin, len(self.timesteps) if self.end < 0 else self.end)
 
+    @property
+    def levels(self) -> Tensor:
+        """The sigmas of a grid that has some."""
+        assert self.sigmas is not None
+        return self.sigmas
+
     def window(self, begin: int | None = None, end: int | None = None) -> Grid:
         """The same grid, walked from `begin` to `end`."""
         return replace(self, begin=self.begin if begin is None else begin, end=self.end if end is None else end)
@@ -87,7 +93,7 @@ class Solver:
 
     def sigma(self, i: int) -> Tensor:
         """The grid's level at index i."""
-        return self.grid.sigmas[i]  # type: ignore[index]
+        return self.grid.levels[i]
 
     def scale(self, x: Tensor, i: int) -> Tensor:
         """The network's input at grid index i."""
@@ -243,8 +249,8 @@ class Scheduler(Stateful):
         self,
         steps: int | None = None,
         *,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
+        timesteps: Own = None,
+        sigmas: Own = None,
         device: torch.device | str | None = None,
         **extra: Any,
     ) -> Grid:
@@ -262,7 +268,8 @@ class Scheduler(Stateful):
             self._check_timesteps(list(timesteps))
         if sigmas is not None:
             self._check_sigmas([float(sigma) for sigma in sigmas])
-        return self.times(steps, timesteps, sigmas, device, **extra)
+        made = self.times(steps, timesteps, sigmas, **extra)
+        return replace(made, timesteps=made.timesteps.to(device))
 
     def _check_together(self, steps: int | None, own: dict[str, list[float]]) -> None:
         if len(own) + (steps is not None) != 1:
@@ -286,12 +293,7 @@ class Scheduler(Stateful):
         if len(own) < 2 or not falls or not math.isfinite(own[0]):
             raise ValueError("Own sigmas have to be two or more finite numbers in descending order, down to 0 at most.")
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
-        """The grid itself."""
-        grid = self.laid(steps, timesteps, sigmas, **extra)
-        return replace(grid, timesteps=grid.timesteps.to(device))
-
-    def laid(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The grid itself, on the CPU."""
         raise NotImplementedError
 

@@ -152,7 +152,7 @@ class Stateful:
         """All of training, as long as no other times are set."""
         total = self.config.get("num_train_timesteps", 1)
         plain = self.from_config(self.config, **{key: value for key, value in PLAIN.items() if key in self.defaults})
-        return plain.times(total, list(range(total))[::-1], None, None)
+        return plain.times(total, list(range(total))[::-1], None)
 
     @property
     def walk(self) -> Walk:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
-from autopipeline.schedulers.named.keys import BETAS, THRESHOLD
+from autopipeline.schedulers.named.keys import BETAS, LATENT, RESCALED, THRESHOLD
 from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver
 from autopipeline.schedulers.solvers import discrete
 
@@ -21,11 +21,10 @@ from autopipeline.schedulers.solvers import discrete
 class _OnTrainingSteps(Scheduler):
     """Times are steps of training."""
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Whole steps, evenly spaced."""
         own = timesteps if timesteps is not None else grids.spaced(self.config, steps or 1).round()
-        whole = torch.from_numpy(np.array(own).astype(np.int64))
-        return Grid(timesteps=whole.to(device), steps=steps or len(whole))
+        return Grid.of(own, steps=steps, kind=np.int64)
 
 
 class DDIMScheduler(_OnTrainingSteps):
@@ -33,9 +32,8 @@ class DDIMScheduler(_OnTrainingSteps):
 
     defaults = (
         BETAS
-        | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
-        | THRESHOLD
-        | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
+        | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon", **THRESHOLD)
+        | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", **RESCALED)
     )
     solver_class = discrete.DDIM
     takes_eta = True
@@ -46,15 +44,8 @@ class DDPMScheduler(_OnTrainingSteps):
 
     defaults = (
         BETAS
-        | dict(variance_type="fixed_small", clip_sample=True, prediction_type="epsilon")
-        | THRESHOLD
-        | dict(
-            clip_sample_range=1.0,
-            sample_max_value=1.0,
-            timestep_spacing="leading",
-            steps_offset=0,
-            rescale_betas_zero_snr=False,
-        )
+        | dict(variance_type="fixed_small", clip_sample=True, prediction_type="epsilon", **THRESHOLD)
+        | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", steps_offset=0, **RESCALED)
     )
     solver_class = discrete.DDPM
     takes = ("timesteps",)
@@ -106,15 +97,15 @@ class DDIMInverseScheduler(_OnTrainingSteps):
     defaults = (
         BETAS
         | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
-        | dict(clip_sample_range=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
+        | dict(clip_sample_range=1.0, timestep_spacing="leading", **RESCALED)
     )
     also = (*THRESHOLD, "sample_max_value")
     solver_class = discrete.DDIMInverse
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(timestep_spacing=("leading", "trailing"))
+    choices = Scheduler.choices | dict(timestep_spacing=("leading", "trailing"))
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The times of DDIM, rising."""
-        grid = super().times(steps, timesteps, sigmas, device)
+        grid = super().times(steps, timesteps, sigmas)
         if self.config.prediction_type == "sample" and self.config.set_alpha_to_one:
             raise ValueError("prediction_type='sample' tells no noise in a clean x; use set_alpha_to_one=False.")
         return replace(grid, timesteps=grid.timesteps.flip(0))
@@ -127,25 +118,21 @@ class UnCLIPScheduler(Scheduler):
         num_train_timesteps=1000, variance_type="fixed_small_log", clip_sample=True, clip_sample_range=1.0
     ) | dict(prediction_type="epsilon", beta_schedule="squaredcos_cap_v2")
     solver_class = discrete.UnCLIP
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(
+    choices = Scheduler.choices | dict(
         variance_type=("fixed_small_log", "learned_range"),
         prediction_type=("epsilon", "sample"),
         beta_schedule=("squaredcos_cap_v2",),
     )
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """From the last step of training to the first."""
         if steps == 1 and self.config.num_train_timesteps > 1:
             raise ValueError("UnCLIPScheduler needs 2 steps or more: it takes the last of training and the first.")
-        even = grids.spaced({**self.config, "timestep_spacing": "linspace"}, steps or 1).round()
-        return Grid(timesteps=torch.from_numpy(even.astype(np.int64)).to(device), steps=steps or 1)
+        even = grids.spaced({**self.config, "timestep_spacing": "linspace"}, steps or 1)
+        return Grid.of(even.round(), kind=np.int64)
 
     def _get_variance(
-        self,
-        timestep: int,
-        prev_timestep: int | None = None,
-        predicted_variance: Any = None,
-        variance_type: str | None = None,
+        self, timestep: int, prev_timestep: int | None = None, predicted_variance: Any = None, variance_type: Any = None
     ) -> Any:
         """Of the noise of a step: its root, or with a prediction of it in -1..1 its logarithm."""
         solver = discrete.UnCLIP(self, Grid(timesteps=torch.tensor([timestep]), steps=1))
@@ -172,10 +159,10 @@ class RePaintScheduler(Scheduler):
         steps: int | None,
         timesteps: Own,
         sigmas: Own,
-        device: Any,
+        *,
         jump_length: int = 10,
         jump_n_sample: int = 10,
-        **extra: Any,
+        **_: Any,
     ) -> Grid:
         """Every `jump_length` steps are walked `jump_n_sample` times; the ways back take no evaluation."""
         if jump_length < 1 or jump_n_sample < 1:
@@ -189,22 +176,19 @@ class RePaintScheduler(Scheduler):
             if left.get(t, 0) > 0:
                 left[t] -= 1
                 t += jump_length
-        whole = torch.tensor(walked) * (self.config.num_train_timesteps // count)
-        return Grid(timesteps=whole.to(device), steps=count)
+        return Grid.of(np.array(walked) * (self.config.num_train_timesteps // count), steps=count, kind=np.int64)
 
 
 class PNDMScheduler(Scheduler):
     """Pseudo numerical methods (Liu et al. 2022)."""
 
-    defaults = BETAS | dict(
-        skip_prk_steps=False,
-        set_alpha_to_one=False,
-        prediction_type="epsilon",
-        timestep_spacing="leading",
-        steps_offset=0,
+    defaults = (
+        BETAS
+        | dict(skip_prk_steps=False, set_alpha_to_one=False, prediction_type="epsilon")
+        | dict(timestep_spacing="leading", steps_offset=0)
     )
     solver_class = discrete.PNDM
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(prediction_type=("epsilon", "v_prediction"))
+    choices = Scheduler.choices | dict(prediction_type=("epsilon", "v_prediction"))
     pndm_order = 4
 
     def locate(self, timestep: Any) -> tuple[Solver, int]:
@@ -251,7 +235,7 @@ class PNDMScheduler(Scheduler):
     def ets(self, seen: list[torch.Tensor]) -> None:
         self.walk.solver.seen = seen  # type: ignore[attr-defined]
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The second time is done twice; with a Runge-Kutta start, the first three steps take four evaluations."""
         steps = steps or 1
         rising = grids.spaced(self.config, steps).round()[::-1]
@@ -264,27 +248,17 @@ class PNDMScheduler(Scheduler):
             pairs = np.stack([rising[-4:], rising[-4:] + half], 1).reshape(-1)
             start = pairs[:-1].repeat(2)[1:-1][::-1]
             falling = np.concatenate([start, rising[:-3][::-1]])
-        return Grid(timesteps=torch.from_numpy(falling.astype(np.int64).copy()).to(device), steps=steps)
+        return Grid.of(falling, steps=steps, kind=np.int64)
 
 
 class LCMScheduler(Scheduler):
     """Latent consistency models (Luo et al. 2023): a few of the steps that the model was distilled on."""
 
     defaults = (
-        BETAS
-        | dict(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            original_inference_steps=50,
-            clip_sample=False,
-            clip_sample_range=1.0,
-            set_alpha_to_one=True,
-            steps_offset=0,
-            prediction_type="epsilon",
-        )
-        | THRESHOLD
-        | dict(sample_max_value=1.0, timestep_spacing="leading", timestep_scaling=10.0, rescale_betas_zero_snr=False)
+        LATENT
+        | dict(beta_schedule="scaled_linear", original_inference_steps=50, clip_sample=False, clip_sample_range=1.0)
+        | dict(set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon", **THRESHOLD, sample_max_value=1.0)
+        | dict(timestep_spacing="leading", timestep_scaling=10.0, **RESCALED)
     )
     solver_class = discrete.LCM
     takes = ("timesteps",)
@@ -294,7 +268,7 @@ class LCMScheduler(Scheduler):
         steps: int | None,
         timesteps: Own,
         sigmas: Own,
-        device: Any,
+        *,
         original_inference_steps: int | None = None,
         strength: float = 1.0,
         **extra: Any,
@@ -305,18 +279,16 @@ class LCMScheduler(Scheduler):
         if original > total:
             raise ValueError(f"original_inference_steps={original} has to be at most {total}.")
         if timesteps is not None:
-            kept = max(len(timesteps) - min(int(len(timesteps) * strength), len(timesteps)), 0)
-            falling = np.array(list(timesteps)[kept:])
-        else:
-            distilled = self._distilled(original_inference_steps, original, strength)
-            if not 1 <= (steps or 1) <= len(distilled):
-                raise ValueError(
-                    f"num_inference_steps={steps} has to be at most {len(distilled)}: "
-                    f"original_inference_steps={original} times strength={strength}."
-                )
-            chosen = np.floor(np.linspace(0, len(distilled), steps or 1, endpoint=False)).astype(np.int64)
-            falling = distilled[chosen]
-        return Grid(timesteps=torch.from_numpy(falling.astype(np.int64)).to(device), steps=len(falling))
+            kept = len(timesteps) - min(int(len(timesteps) * strength), len(timesteps))
+            return Grid.of(timesteps[kept:], kind=np.int64)
+        distilled = self._distilled(original_inference_steps, original, strength)
+        if not 1 <= (steps or 1) <= len(distilled):
+            raise ValueError(
+                f"num_inference_steps={steps} has to be at most {len(distilled)}: "
+                f"original_inference_steps={original} times strength={strength}."
+            )
+        chosen = np.floor(np.linspace(0, len(distilled), steps or 1, endpoint=False)).astype(np.int64)
+        return Grid.of(distilled[chosen], kind=np.int64)
 
     def _distilled(self, asked: int | None, original: int, strength: float) -> Array:
         """Steps of training to choose from, falling."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.grids import Array
+from autopipeline.schedulers.grids import Array, twice
 from autopipeline.schedulers.named.keys import BETAS, CURVES, LATENT, RESCALED, SPACING
 from autopipeline.schedulers.scheduler import Grid, Own, Scheduler
 from autopipeline.schedulers.solvers import edm, exploding
@@ -22,7 +22,7 @@ class _OnSigmas(Scheduler):
     rounds: ClassVar[str | None] = None  # the curve whose times are whole
     choices: ClassVar[dict[str, tuple[Any, ...]]] = dict(prediction_type=("epsilon", "sample", "v_prediction"))
 
-    def laid(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Evenly spaced, or along a curve, or own ones."""
         own = self.own
         training = grids.ratio(grids.alphas_cumprod(own, floor=2**-24))
@@ -70,9 +70,9 @@ class EulerDiscreteScheduler(_OnSigmas):
         """Whether the network is told a quarter of the level's logarithm."""
         return self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction"
 
-    def laid(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Evenly spaced, or along a curve, or own ones; as the network is to be told."""
-        grid = super().laid(steps, timesteps, sigmas, **extra)
+        grid = super().times(steps, timesteps, sigmas, **extra)
         return replace(grid, timesteps=0.25 * grid.levels[:-1].log()) if self._continuous else grid
 
     def _check_timesteps(self, own: list[float]) -> None:
@@ -102,11 +102,6 @@ class DPMPP3MSDEScheduler(_OnSigmas):
     solver_class = edm.DPMPP3MSDE
 
 
-def _twice(points: Array, looks: Array | None = None) -> Array:
-    """Beginnings of steps and second looks in turn; looks at the ends of the steps, unless they are given."""
-    return np.stack([points[:-1], points[1:] if looks is None else looks], 1).reshape(-1)
-
-
 class _InTwoHalves(_OnSigmas):
     """Two evaluations a step; x has the level of its end before the second look."""
 
@@ -115,7 +110,7 @@ class _InTwoHalves(_OnSigmas):
     def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
         ends = torch.from_numpy(np.stack([levels[:-1], levels[1:]]))
         looks = self.solver_class.aim(*ends).numpy()  # type: ignore[attr-defined]
-        return _twice(levels), _twice(np.append(told, 0), grids.to_timesteps(looks, training))[:-1]
+        return twice(levels), twice(np.append(told, 0), grids.to_timesteps(looks, training))[:-1]
 
 
 class HeunDiscreteScheduler(_InTwoHalves):
@@ -128,7 +123,7 @@ class HeunDiscreteScheduler(_InTwoHalves):
     takes = ("timesteps",)
 
     def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
-        return _twice(levels), _twice(np.append(told, 0))[:-1]
+        return twice(levels), twice(np.append(told, 0))[:-1]
 
 
 class KDPM2DiscreteScheduler(_InTwoHalves):
@@ -212,7 +207,7 @@ class RestartScheduler(HeunDiscreteScheduler):
             parts += [(ladder, grids.to_timesteps(ladder, training))] * times
             begun = at
         parts += [(levels[begun:], told[begun:])]
-        twice, times = (np.concatenate([_twice(part) for part in kind]) for kind in zip(*parts, strict=True))
+        twice, times = (np.concatenate([twice(part) for part in kind]) for kind in zip(*parts, strict=True))
         return twice, times[:-1]
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.grids import Array, shifted, stretched
+from autopipeline.schedulers.grids import Array, shifted, stretched, twice
 from autopipeline.schedulers.named.keys import CURVES
 from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, falling
 from autopipeline.schedulers.solvers import flow
@@ -33,11 +31,12 @@ class _OnFlow(Scheduler):
         if not self.config.shift > 0:
             raise ValueError(f"shift={self.config.shift} has to be above 0.")
 
-    def laid(  # mu and shift: with and without `use_dynamic_shifting`
+    def times(  # mu and shift: with and without `use_dynamic_shifting`
         self,
         steps: int | None,
         timesteps: Own,
         sigmas: Own,
+        *,
         mu: float | None = None,
         shift: float | None = None,
         **_: Any,
@@ -104,11 +103,10 @@ class FlowMatchHeunDiscreteScheduler(_OnFlow):
     solver_class = flow.FlowHeun
     order = 2
 
-    def laid(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Each level but the first and the last twice."""
-        once = super().laid(steps, timesteps, sigmas, **extra)
-        told, levels = (torch.cat([v[:1], v[1:].repeat_interleave(2)]) for v in (once.timesteps, once.sigmas))
-        return replace(once, timesteps=told, sigmas=levels[:-1])
+        once = super().times(steps, timesteps, sigmas, **extra)
+        return Grid.of(twice(np.append(once.timesteps, 0))[:-1], twice(once.levels.numpy()), steps)
 
 
 class FlowMatchLCMScheduler(_OnFlow):

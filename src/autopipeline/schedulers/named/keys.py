@@ -7,7 +7,5 @@ CURVES = dict(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_si
 FLOWS = dict(use_flow_sigmas=False, flow_shift=1.0)
 SHIFTS = dict(use_dynamic_shifting=False, time_shift_type="exponential")
 SPACING = dict(timestep_spacing="linspace", steps_offset=0)
-LEADING = dict(timestep_spacing="leading", steps_offset=0)
 ENDS = dict(final_sigmas_type="zero")
 RESCALED = dict(rescale_betas_zero_snr=False)
-EDM = dict(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, sigma_schedule="karras", num_train_timesteps=1000)

@@ -24,7 +24,7 @@ class OnLogRatios(Scheduler):
     shifts: ClassVar[tuple[str, ...]] = ("exponential",)  # kinds of `time_shift_type`
     flow_curves: ClassVar[tuple[str, ...]] = ()  # those that can be turned into levels of flows
 
-    def laid(self, steps: int | None, timesteps: Own, sigmas: Own, mu: float | None = None, **extra: Any) -> Grid:
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, *, mu: float | None = None, **extra: Any) -> Grid:
         """Evenly spaced with the end left out, or along a curve over all of training, or own ones."""
         own, shift = self.own, self._shift(mu)
         product = grids.alphas_cumprod(own, floor=2**-24)

@@ -15,7 +15,7 @@ from autopipeline.schedulers.solvers.multistep import DPMSolver, Multistep
 
 def log_ratios(solver: Multistep, newest: int, count: int) -> list[float]:
     """Lambda of a grid index and of those before it, in double precision: weights are differences of large numbers."""
-    sigmas = [float(solver.grid.sigmas[newest - k]) for k in range(count)]  # type: ignore[index]
+    sigmas = [float(solver.grid.levels[newest - k]) for k in range(count)]
     return [log((1 - sigma if solver.config.use_flow_sigmas else 1) / sigma) for sigma in sigmas]
 
 

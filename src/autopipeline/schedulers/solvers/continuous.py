@@ -24,7 +24,7 @@ class IPNDM(Solver):
 
     def level(self, i: int) -> Pair:
         """Variance-preserving."""
-        sigma = self.grid.sigmas[i]  # type: ignore[index]
+        sigma = self.grid.levels[i]
         return (1 - sigma**2).sqrt(), sigma
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
@@ -76,7 +76,7 @@ class ScoreSdeVe(Exploding):
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One of the corrections, or the prediction."""
         rounds = self.config.correct_steps + 1
-        time = self.grid.sigmas[i // rounds]  # type: ignore[index]
+        time = self.sigma(i // rounds)
         return self.correct(x, pred, noise) if (i + 1) % rounds else self.predict(x, pred, time, noise)
 
     def sigma(self, i: int) -> Tensor:
@@ -105,7 +105,7 @@ class Wuerstchen(Solver):
 
     def share(self, i: int) -> Tensor:
         """Share of signal (squared): a cosine (Nichol & Dhariwal 2021, eq. 17) of the time, which may be bent."""
-        t, s, power = self.grid.sigmas[i], self.config.s, self.config.scaler  # type: ignore[index]
+        t, s, power = self.grid.levels[i], self.config.s, self.config.scaler
         t = 1 - (1 - t) ** power if power > 1 else t**power
         top, least = (((v + s) / (1 + s) * torch.pi / 2).cos() ** 2 for v in (t, torch.tensor(0.0)))
         return (top / least).clamp(0.0001, 0.9999)
@@ -119,6 +119,6 @@ class Wuerstchen(Solver):
         (alpha, sigma), here, there = self.level(i), self.share(i), self.share(i + 1)
         kept, drawn = here / there, noise()
         new = (x - ((1 - kept) / sigma).to(x) * pred) / kept.sqrt().to(x)
-        if self.grid.sigmas[i + 1] > 0:  # type: ignore[index]
+        if self.grid.levels[i + 1] > 0:
             new = new + ((1 - kept) * (1 - there) / (1 - here)).sqrt().to(x) * drawn
         return new, (x - sigma.to(x) * pred) / alpha.to(x)

@@ -1,4 +1,4 @@
-"""Solvers over x with all of its signal: by the logarithm of noise, and in the preconditioning of Karras et al. 2022."""
+"""DPM-Solver++ over x with all of its signal, and the preconditioning of Karras et al. 2022."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class EDM(Preconditioned, Exploding, DPMSolver):
 
     def converted(self, x: Tensor, pred: Tensor, i: int, as_clean: bool) -> Pair:
         """The clean sample, twice."""
-        return (self.cleaned(x, pred, self.sigma(i)),) * 2
+        x0 = self.cleaned(x, pred, self.sigma(i))
+        return x0, x0
 
 
 class EDMEuler(Preconditioned, Churned):

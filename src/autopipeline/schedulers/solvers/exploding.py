@@ -219,7 +219,7 @@ class DPMSolverSDE(KDPM2):
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """The path is laid in the first step; a single step, to 0, takes no noise."""
-        levels = [level for level in self.grid.sigmas.tolist() if level > 0]  # type: ignore[union-attr]
+        levels = [level for level in self.grid.levels.tolist() if level > 0]
         if self.path is None and len(levels) > 1:
             self.path = BrownianNoise(noise, min(levels), max(levels), self.config.noise_sampler_seed)
         return super().advance(x, pred, i, noise, variance)

@@ -15,7 +15,7 @@ class Flow(Solver):
 
     def sigma(self, i: int) -> Tensor:
         """Share of noise at index i."""
-        return self.grid.sigmas[i]  # type: ignore[index]
+        return self.grid.levels[i]
 
     def level(self, i: int) -> Pair:
         """The shares add up to one."""
@@ -45,7 +45,7 @@ class FlowEuler(Flow):
         return self.renoised(x0, i + 1, noise) if self.config.stochastic_sampling else x + (there - here) * pred, x0
 
     def _each_token(self, x: Tensor, pred: Tensor, here: Tensor, noise: Noise) -> Pair:
-        levels = self.grid.sigmas.to(x).view(-1, 1, 1)  # type: ignore[union-attr]
+        levels = self.grid.levels.to(x).view(-1, 1, 1)
         there = torch.where(levels < here - 1e-6, levels, 0).amax(0)[..., None]
         here = here[..., None]
         x0 = x - here * pred

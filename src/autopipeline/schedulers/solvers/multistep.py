@@ -17,7 +17,7 @@ class Multistep(Solver):
 
     def level(self, i: int) -> Pair:
         """Variance-preserving, or a flow."""
-        sigma = self.grid.sigmas[i]  # type: ignore[index]
+        sigma = self.grid.levels[i]
         if self.config.get("use_flow_sigmas"):
             return 1 - sigma, sigma
         alpha = 1 / (sigma**2 + 1).sqrt()
