@@ -57,12 +57,10 @@ class Grid:
     end: int = -1  # -1: all
 
     @classmethod
-    def of(
-        cls, timesteps: Any, sigmas: Any = None, steps: int | None = None, kind: Any = np.float32, **more: Any
-    ) -> Self:
-        """From arrays: times as numbers of that kind, levels in single precision."""
-        times = torch.from_numpy(np.array(timesteps).astype(kind))
-        levels = None if sigmas is None else torch.from_numpy(np.array(sigmas).astype(np.float32))
+    def of(cls, told: Any, sigmas: Any = None, steps: int | None = None, *, whole: bool = False, **more: Any) -> Self:
+        """From arrays, in single precision; with `whole`, times are cut to whole numbers."""
+        times = _tensor(told).to(torch.int64 if whole else torch.float32)
+        levels = None if sigmas is None else _tensor(sigmas).float()
         return cls(timesteps=times, sigmas=levels, steps=steps or len(times), **more)
 
     @property
@@ -314,6 +312,10 @@ class Scheduler(Stateful):
 def falling(own: Sequence[float], low: float, high: float) -> bool:
     """Whether there are numbers, all within the limits and each smaller than the one before."""
     return bool(own) and all(a > b for a, b in itertools.pairwise(own)) and low <= own[-1] <= own[0] <= high
+
+
+def _tensor(numbers: Any) -> Tensor:
+    return numbers if isinstance(numbers, Tensor) else torch.from_numpy(np.array(numbers))
 
 
 def _listed(numbers: Any) -> list[float] | None:

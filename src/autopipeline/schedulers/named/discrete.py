@@ -24,7 +24,7 @@ class _OnTrainingSteps(Scheduler):
     def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Whole steps, evenly spaced."""
         own = timesteps if timesteps is not None else grids.spaced(self.config, steps or 1).round()
-        return Grid.of(own, steps=steps, kind=np.int64)
+        return Grid.of(own, steps=steps, whole=True)
 
 
 class DDIMScheduler(_OnTrainingSteps):
@@ -129,7 +129,7 @@ class UnCLIPScheduler(Scheduler):
         if steps == 1 and self.config.num_train_timesteps > 1:
             raise ValueError("UnCLIPScheduler needs 2 steps or more: it takes the last of training and the first.")
         even = grids.spaced({**self.config, "timestep_spacing": "linspace"}, steps or 1)
-        return Grid.of(even.round(), kind=np.int64)
+        return Grid.of(even.round(), whole=True)
 
     def _get_variance(
         self, timestep: int, prev_timestep: int | None = None, predicted_variance: Any = None, variance_type: Any = None
@@ -176,7 +176,7 @@ class RePaintScheduler(Scheduler):
             if left.get(t, 0) > 0:
                 left[t] -= 1
                 t += jump_length
-        return Grid.of(np.array(walked) * (self.config.num_train_timesteps // count), steps=count, kind=np.int64)
+        return Grid.of(np.array(walked) * (self.config.num_train_timesteps // count), steps=count, whole=True)
 
 
 class PNDMScheduler(Scheduler):
@@ -248,7 +248,7 @@ class PNDMScheduler(Scheduler):
             pairs = np.stack([rising[-4:], rising[-4:] + half], 1).reshape(-1)
             start = pairs[:-1].repeat(2)[1:-1][::-1]
             falling = np.concatenate([start, rising[:-3][::-1]])
-        return Grid.of(falling, steps=steps, kind=np.int64)
+        return Grid.of(falling, steps=steps, whole=True)
 
 
 class LCMScheduler(Scheduler):
@@ -280,7 +280,7 @@ class LCMScheduler(Scheduler):
             raise ValueError(f"original_inference_steps={original} has to be at most {total}.")
         if timesteps is not None:
             kept = len(timesteps) - min(int(len(timesteps) * strength), len(timesteps))
-            return Grid.of(timesteps[kept:], kind=np.int64)
+            return Grid.of(timesteps[kept:], whole=True)
         distilled = self._distilled(original_inference_steps, original, strength)
         if not 1 <= (steps or 1) <= len(distilled):
             raise ValueError(
@@ -288,7 +288,7 @@ class LCMScheduler(Scheduler):
                 f"original_inference_steps={original} times strength={strength}."
             )
         chosen = np.floor(np.linspace(0, len(distilled), steps or 1, endpoint=False)).astype(np.int64)
-        return Grid.of(distilled[chosen], kind=np.int64)
+        return Grid.of(distilled[chosen], whole=True)
 
     def _distilled(self, asked: int | None, original: int, strength: float) -> Array:
         """Steps of training to choose from, falling."""

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from autopipeline.schedulers import grids
+from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import THRESHOLD
 from autopipeline.schedulers.named.multistep import DPMSolverMultistepScheduler
 from autopipeline.schedulers.scheduler import Grid, Own, Scheduler
@@ -39,17 +39,17 @@ class _OnEDM(Scheduler):
         last = self.config.sigma_min if self.config.final_sigmas_type == "sigma_min" else 0.0
         levels, high = self._levels(steps or 1), self.config.sigma_max
         if sigmas is not None:
-            levels, last, high = torch.tensor(sigmas[:-1], dtype=torch.float32), sigmas[-1], sigmas[0]
+            levels, last, high = np.array(sigmas[:-1], dtype=np.float32), sigmas[-1], sigmas[0]
         return Grid.of(self._told(levels), np.append(levels, last), init_noise_sigma=(high**2 + 1) ** 0.5)
 
-    def _levels(self, count: int) -> Tensor:
+    def _levels(self, count: int) -> Array:
         config = self.config
         levels = grids.curve(config.sigma_schedule, config, config.sigma_max, config.sigma_min, count, config.rho)
-        return torch.from_numpy(levels.astype(np.float32))
+        return levels.astype(np.float32)
 
-    def _told(self, sigma: Tensor) -> Tensor:
+    def _told(self, sigma: Array) -> Array:
         """What the network is told: a quarter of the logarithm."""
-        return 0.25 * sigma.log()
+        return 0.25 * np.log(sigma)
 
 
 class EDMDPMSolverMultistepScheduler(_OnEDM):
@@ -84,13 +84,13 @@ class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
     solver_class = edm.Cosine
     choices = EDMDPMSolverMultistepScheduler.choices | dict(solver_order=(1, 2))
 
-    def _levels(self, count: int) -> Tensor:
+    def _levels(self, count: int) -> Array:
         """In float32 all the way: the noise of the path depends on every digit."""
         low, high, rho = self.config.sigma_min, self.config.sigma_max, self.config.rho
         if self.config.sigma_schedule == "exponential":
-            return torch.linspace(math.log(low), math.log(high), count).exp().flip(0)
+            return torch.linspace(math.log(low), math.log(high), count).exp().flip(0).numpy()
         ends = low ** (1 / rho), high ** (1 / rho)
-        return (ends[1] + torch.linspace(0, 1, count) * (ends[0] - ends[1])) ** rho
+        return ((ends[1] + torch.linspace(0, 1, count) * (ends[0] - ends[1])) ** rho).numpy()
 
-    def _told(self, sigma: Tensor) -> Tensor:
-        return sigma.atan() / math.pi * 2
+    def _told(self, sigma: Array) -> Array:
+        return np.arctan(sigma) / math.pi * 2

@@ -207,8 +207,8 @@ class RestartScheduler(HeunDiscreteScheduler):
             parts += [(ladder, grids.to_timesteps(ladder, training))] * times
             begun = at
         parts += [(levels[begun:], told[begun:])]
-        twice, times = (np.concatenate([twice(part) for part in kind]) for kind in zip(*parts, strict=True))
-        return twice, times[:-1]
+        walked, times = (np.concatenate([twice(part) for part in kind]) for kind in zip(*parts, strict=True))
+        return walked, times[:-1]
 
 
 def _is_restart(four: Any) -> bool:

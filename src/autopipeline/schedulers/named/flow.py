@@ -31,15 +31,8 @@ class _OnFlow(Scheduler):
         if not self.config.shift > 0:
             raise ValueError(f"shift={self.config.shift} has to be above 0.")
 
-    def times(  # mu and shift: with and without `use_dynamic_shifting`
-        self,
-        steps: int | None,
-        timesteps: Own,
-        sigmas: Own,
-        *,
-        mu: float | None = None,
-        shift: float | None = None,
-        **_: Any,
+    def times(
+        self, steps: int | None, timesteps: Own, sigmas: Own, *, mu: Any = None, shift: Any = None, **_: Any
     ) -> Grid:
         """Evenly spaced, or own sigmas, shifted: by `shift`, or with `use_dynamic_shifting` by `mu`.
 
@@ -106,7 +99,7 @@ class FlowMatchHeunDiscreteScheduler(_OnFlow):
     def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Each level but the first and the last twice."""
         once = super().times(steps, timesteps, sigmas, **extra)
-        return Grid.of(twice(np.append(once.timesteps, 0))[:-1], twice(once.levels.numpy()), steps)
+        return Grid.of(twice(np.append(once.timesteps.numpy(), 0))[:-1], twice(once.levels.numpy()), steps)
 
 
 class FlowMatchLCMScheduler(_OnFlow):

@@ -42,7 +42,7 @@ class OnLogRatios(Scheduler):
             levels = np.interp(told.astype(np.int64), np.arange(len(training)), training)
         told, levels = self._distinct(told, levels)
         end = self._final(levels, training[:last], plain=not (name or flows))
-        return Grid.of(told, np.append(levels, end), kind=np.int64)
+        return Grid.of(told, np.append(levels, end), whole=True)
 
     def _last(self, product: torch.Tensor) -> int:
         """How many steps of training have a ratio above `lambda_min_clipped`."""

@@ -76,7 +76,7 @@ class ScoreSdeVe(Exploding):
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One of the corrections, or the prediction."""
         rounds = self.config.correct_steps + 1
-        time = self.sigma(i // rounds)
+        time = self.grid.levels[i // rounds]
         return self.correct(x, pred, noise) if (i + 1) % rounds else self.predict(x, pred, time, noise)
 
     def sigma(self, i: int) -> Tensor:
