@@ -19,6 +19,7 @@ from torch import Tensor
 
 from autopipeline.config import Config
 from autopipeline.errors import CheckpointError
+from autopipeline.schedulers.parameterisation import clean, limited
 from autopipeline.schedulers.stateful import Stateful
 
 Noise = Callable[[], Tensor]
@@ -84,9 +85,10 @@ class Solver:
 
     eta: float = 0.0  # share of fresh noise, where the class takes it
     options: ClassVar[tuple[str, ...]] = ()  # attributes that `Scheduler.solver` takes by name
+    fixed: ClassVar[dict[str, Any]] = {}  # what other classes have in their configuration
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
-        self.config, self.grid = scheduler.own, grid
+        self.config, self.grid = Config({**scheduler.own, **self.fixed}), grid
         self.seen: list[Tensor] = []  # what a solver remembers of the network's predictions, the latest last
 
     def sigma(self, i: int) -> Tensor:
@@ -120,6 +122,17 @@ class Solver:
     def level(self, i: int) -> Pair:
         """Share of signal and of noise in x at grid index i."""
         raise NotImplementedError
+
+    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
+        """The clean sample that the network has in mind at grid index i, within its limits."""
+        return limited(self.config, clean(self.config, x, pred, *self.level(i)))
+
+    def noise_in(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
+        """The noise in x, without a division where the network gives it."""
+        (alpha, sigma), kind = self.level(i), self.config.prediction_type
+        if kind == "v_prediction":
+            return alpha * pred + sigma * x
+        return pred if kind == "epsilon" else (x - alpha * pred) / sigma
 
 
 class Scheduler(Stateful):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from autopipeline.schedulers.parameterisation import limited
-from autopipeline.schedulers.scheduler import Noise, Pair, Solver
+from autopipeline.schedulers.scheduler import Noise, Solver
 from autopipeline.schedulers.solvers.brownian import BrownianNoise
 from autopipeline.schedulers.solvers.exploding import Churned, Exploding
 from autopipeline.schedulers.solvers.multistep import DPMSolver
@@ -19,7 +19,7 @@ class DPMPP3MSDE(Exploding, DPMSolver):
     The curvature has half of the weight that a parabola would give it, as in k-diffusion. Option: `s_noise`.
     """
 
-    fixed = DPMSolver.fixed | dict(algorithm_type="sde-dpmsolver++", solver_order=3, solver_type="heun")
+    fixed = Solver.fixed | dict(algorithm_type="sde-dpmsolver++", solver_order=3, solver_type="heun")
     bend = 0.5
     options = ("s_noise",)
     s_noise = 1.0
@@ -36,8 +36,12 @@ class Preconditioned(Solver):
         """To unit variance, for data of the standard deviation sigma_data."""
         return x / (self.sigma(i) ** 2 + self.config.sigma_data**2).sqrt().to(x)
 
-    def cleaned(self, x: Tensor, pred: Tensor, sigma: Tensor) -> Tensor:
+    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
         """The clean sample, within its limits."""
+        return self.cleaned(x, pred, self.sigma(i))
+
+    def cleaned(self, x: Tensor, pred: Tensor, sigma: Tensor) -> Tensor:
+        """The clean sample in x at a level."""
         data, sign = self.config.sigma_data, -1.0 if self.config.prediction_type == "v_prediction" else 1.0
         size = (sigma**2 + data**2).sqrt()
         return limited(self.config, (data / size) ** 2 * x + sign * sigma * data / size * pred)
@@ -45,11 +49,6 @@ class Preconditioned(Solver):
 
 class EDM(Preconditioned, Exploding, DPMSolver):
     """DPM-Solver++ over x with all of its signal."""
-
-    def converted(self, x: Tensor, pred: Tensor, i: int, as_clean: bool) -> Pair:
-        """The clean sample, twice."""
-        x0 = self.cleaned(x, pred, self.sigma(i))
-        return x0, x0
 
 
 class EDMEuler(Preconditioned, Churned):
@@ -66,7 +65,7 @@ class Cosine(EDM):
     generator's `initial_seed()`. Without it, the first draw of the run's noise decides.
     """
 
-    fixed = EDM.fixed | dict(algorithm_type="sde-dpmsolver++")
+    fixed = Solver.fixed | dict(algorithm_type="sde-dpmsolver++")
     options = ("seed",)
     seed: int | Sequence[int] | None = None
     path: BrownianNoise | None = None

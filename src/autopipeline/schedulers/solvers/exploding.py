@@ -43,10 +43,6 @@ class Exploding(Solver):
         """To unit variance."""
         return x / (self.looked(i) ** 2 + 1).sqrt().to(x)
 
-    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
-        """The clean sample."""
-        return clean(self.config, x, pred, torch.tensor(1.0), self.looked(i))
-
 
 class Churned(Exploding):
     """Karras et al. 2022, algorithm 2: noise up to a higher level, then along the tangent.
@@ -118,8 +114,7 @@ class TwoHalves(Exploding):
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One half of a step."""
         x0 = self.denoised(x, pred, i)
-        slope = (x - x0) / self.looked(i)
-        here, there = self._ends(i)
+        slope, (here, there) = self._slope(x, pred, x0, i), self._ends(i)
         if self.begun is None:
             self.begun = (x, slope)
             return self._first(x, x0, here, there), x0
@@ -129,6 +124,13 @@ class TwoHalves(Exploding):
     def looked(self, i: int) -> Tensor:
         """The level at the beginning of the step, or that of the second look."""
         return self.sigma(i) if self.begun is None else self.aim(*self._ends(i))
+
+    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
+        """The clean sample, at either look."""
+        return limited(self.config, clean(self.config, x, pred, torch.tensor(1.0), self.looked(i)))
+
+    def _slope(self, x: Tensor, pred: Tensor, x0: Tensor, i: int) -> Tensor:
+        return (x - x0) / self.looked(i)
 
     def _ends(self, i: int) -> Pair:
         i -= self.begun is not None
@@ -150,10 +152,6 @@ class TwoHalves(Exploding):
 
 class Heun(TwoHalves):
     """Karras et al. 2022, algorithm 1: Euler's step, then the mean of both slopes."""
-
-    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
-        """The clean sample, clipped where the configuration asks for it."""
-        return limited(self.config, super().denoised(x, pred, i))
 
 
 class Restart(Heun):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from autopipeline.config import Config
-from autopipeline.schedulers.parameterisation import clean, limited
 from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
 
 
@@ -17,7 +16,7 @@ class Multistep(Solver):
 
     def level(self, i: int) -> Pair:
         """Variance-preserving, or a flow."""
-        sigma = self.grid.levels[i]
+        sigma = self.sigma(i)
         if self.config.get("use_flow_sigmas"):
             return 1 - sigma, sigma
         alpha = 1 / (sigma**2 + 1).sqrt()
@@ -32,30 +31,31 @@ class Multistep(Solver):
         """What is remembered (the clean sample or the noise), and the clean sample."""
         if str(self.config.get("variance_type")).startswith("learned"):
             pred = pred[:, : x.shape[1]]  # the other half of the channels is the variance, which these solvers ignore
-        alpha, sigma = (v.to(x) for v in self.level(i))
-        x0 = clean(self.config, x, pred, alpha, sigma)
-        if self.config.get("thresholding"):
-            x0 = limited(self.config, x0)
-        elif not as_clean and self.config.prediction_type == "epsilon":
-            return pred, x0
-        return (x0 if as_clean else (x - alpha * x0) / sigma), x0
+        (alpha, sigma), x0 = self.level(i), self.denoised(x, pred, i)
+        if as_clean:
+            return x0, x0
+        given = self.config.prediction_type == "epsilon" and not self.config.thresholding
+        return (pred if given else (x - alpha * x0) / sigma), x0
+
+    def slopes(self, i: int, others: Iterable[int], said: Sequence[Tensor], h: Tensor) -> tuple[list[Tensor], ...]:
+        """Where other indices lie from index i in steps of h, and from what was said at i, the slopes to them."""
+        ratios = [(self.log_ratio(k) - self.log_ratio(i)) / h for k in others]
+        return ratios, [(other - said[0]) / ratio for other, ratio in zip(said[1:], ratios, strict=True)]
 
 
 class DPMSolver(Multistep):
     """DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b), as ODE or SDE, orders 1 to 3."""
 
-    fixed: ClassVar[dict[str, Any]] = {}  # what other classes have in their configuration
     bend = -0.5  # of the third order of the SDE, as in the reference implementation; that of the ODE is 1/2
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
-        self.config = Config(self.config | self.fixed)
         self.kind: str = self.config.algorithm_type
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One step of the order that the history and the end of the grid allow."""
         said, x0 = self.converted(x, pred, i, self.kind.endswith("++"))
-        self.seen = [*self.seen[1 - self.config.solver_order :], said] if self.config.solver_order > 1 else [said]
+        self.seen = [*self.seen, said][-self.config.solver_order :]
         drawn = self.drawn(i, noise) if self.kind.startswith("sde") else None
         return self._update(x, i, min(self._order(i), len(self.seen)), drawn), x0
 
@@ -72,18 +72,28 @@ class DPMSolver(Multistep):
         return min(config.solver_order, 2) if left == 1 and short else config.solver_order
 
     def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
-        h = self.log_ratio(i + 1) - self.log_ratio(i)
-        return x if h == 0 else self._expanded(x, i, i + 1, order, self.seen[-1], self._slopes(h, i, order), noise)
+        return self._expanded(x, i, i + 1, range(i - 1, i - order, -1), self.seen[::-1][:order], noise)
 
     def _expanded(
-        self, x: Tensor, start: int, end: int, order: int, said: Tensor, slopes: list[Tensor], noise: Tensor | None
+        self, x: Tensor, start: int, end: int, others: Iterable[int], said: Sequence[Tensor], noise: Tensor | None
     ) -> Tensor:
-        """From one index to another, with a Taylor expansion at the first."""
-        carry, first, second, third, spread = self._weights(start, end, order)
-        new = carry.to(x) * x + first.to(x) * said
-        for weight, slope in zip((second, third), slopes, strict=False):
-            new = new + weight.to(x) * slope
-        return new if noise is None else new + spread.to(x) * noise
+        """From one index to another, with a Taylor expansion at the first by what was said there and at others."""
+        h = self.log_ratio(end) - self.log_ratio(start)
+        if h == 0:
+            return x
+        carry, first, second, third, spread = self._weights(start, end, len(said))
+        derivatives = self._derivatives(*self.slopes(start, others, said, h))
+        new = carry * x + first * said[0]
+        for weight, derivative in zip((second, third), derivatives, strict=False):
+            new = new + weight * derivative
+        return new if noise is None else new + spread * noise
+
+    def _derivatives(self, ratios: list[Tensor], slopes: list[Tensor]) -> list[Tensor]:
+        """The first, and in the third order half of the second, of the parabola."""
+        if len(slopes) < 2:
+            return slopes
+        change = (slopes[1] - slopes[0]) / (ratios[1] - ratios[0])
+        return [slopes[0] - ratios[0] * change, change]
 
     def _weights(self, start: int, end: int, order: int) -> tuple[Tensor, ...]:
         """Of x, of the prediction, of its first and second difference, and of the noise."""
@@ -104,19 +114,6 @@ class DPMSolver(Multistep):
         third = -sigma * ((grown - h) / h**2 - 0.5)
         return alpha / alpha_s, first, second, third, sigma * torch.sqrt(torch.expm1(2 * h))
 
-    def _slopes(self, h: Tensor, i: int, order: int) -> list[Tensor]:
-        """Divided differences of what the network said."""
-        if order == 1:
-            return []
-        r0 = (self.log_ratio(i) - self.log_ratio(i - 1)) / h
-        d0 = (self.seen[-1] - self.seen[-2]) / r0
-        if order == 2:
-            return [d0]
-        r1 = (self.log_ratio(i - 1) - self.log_ratio(i - 2)) / h
-        d1 = (self.seen[-2] - self.seen[-3]) / r1
-        change = (d0 - d1) / (r0 + r1)
-        return [d0 + r0 * change, change]
-
 
 class Singlestep(DPMSolver):
     """DPM-Solver in blocks of steps of orders 1, 2, 3: each goes back to the x that its block began with."""
@@ -130,25 +127,16 @@ class Singlestep(DPMSolver):
         return i % config.solver_order + 1
 
     def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
-        if order == 1:
-            self.begun = x
+        self.begun = x if order == 1 else self.begun
         start = i - order + 1
-        h = self.log_ratio(i + 1) - self.log_ratio(start)
-        if h == 0:
-            return x
-        said, *later = self.seen[-order:]
-        ratios = [(self.log_ratio(start + k) - self.log_ratio(start)) / h for k in range(1, order)]
-        slopes = [(entry - said) / r.to(x) for entry, r in zip(later, ratios, strict=True)]
-        if order == 3:
-            slopes = self._third(slopes, *ratios)
-        return self._expanded(self.begun, start, i + 1, order, said, slopes, noise)
+        return self._expanded(self.begun, start, i + 1, range(start + 1, i + 1), self.seen[-order:], noise)
 
-    def _third(self, slopes: list[Tensor], near: Tensor, far: Tensor) -> list[Tensor]:
-        """First and second derivative of the parabola; the kind called midpoint leaves out the second."""
-        if self.config.solver_type == "midpoint":
+    def _derivatives(self, ratios: list[Tensor], slopes: list[Tensor]) -> list[Tensor]:
+        """With the whole second derivative; the kind called midpoint leaves it out."""
+        if len(slopes) == 2 and self.config.solver_type == "midpoint":
             return slopes[1:]
-        change = (slopes[1] - slopes[0]) / (far - near)
-        return [slopes[0] - near * change, 2 * change]
+        made = super()._derivatives(ratios, slopes)
+        return [*made[:1], *[2 * change for change in made[1:]]]
 
 
 class UniPC(Multistep):
@@ -187,9 +175,8 @@ class UniPC(Multistep):
         h = self.log_ratio(i + 1) - self.log_ratio(i)
         if h == 0:
             return x
-        m0 = self.seen[-1]
-        ratios = [(self.log_ratio(i - k) - self.log_ratio(i)) / h for k in range(1, order)]
-        slopes = [(self.seen[-1 - k] - m0) / r for k, r in enumerate(ratios, 1)]
+        m0, *_ = entries = self.seen[::-1][:order]
+        ratios, slopes = self.slopes(i, range(i - 1, i - order, -1), entries, h)
         hh = -h if self.config.predict_x0 else h
         base = torch.expm1(hh)
         scale = hh if self.config.solver_type == "bh1" else base
@@ -198,9 +185,9 @@ class UniPC(Multistep):
             slopes.append(said - m0)
         (alpha_s, sigma_s), (alpha, sigma) = self.level(i), self.level(i + 1)
         carry, size = (sigma / sigma_s, alpha) if self.config.predict_x0 else (alpha / alpha_s, sigma)
-        new = carry.to(x) * x - (size * base).to(x) * m0
+        new = carry * x - size * base * m0
         for weight, slope in zip(weights, slopes, strict=True):
-            new = new - (size * scale * weight).to(x) * slope
+            new = new - size * scale * weight * slope
         return new
 
     @staticmethod
