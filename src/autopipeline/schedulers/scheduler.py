@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -164,12 +164,9 @@ class Scheduler(Stateful):
 
     def _configure(self, given: Mapping[str, Any]) -> None:
         left = [name for name in self.defaults if name not in given]
-        known = {
-            key: able.get(given[key], given[key])
-            for key, able in self.renamed.items()
-            if key in {*given} & {*self.defaults}
-        }
-        all_of_it = {**self.defaults, **given, **known} | ({"_use_default_values": left} if left else {})
+        named = {key: str(given.get(key)) for key in self.renamed if key in self.defaults}
+        nearest = {key: self.renamed[key][name] for key, name in named.items() if name in self.renamed[key]}
+        all_of_it = {**self.defaults, **given, **nearest} | ({"_use_default_values": left} if left else {})
         self.config = Config({key: list(v) if isinstance(v, tuple) else v for key, v in all_of_it.items()})
         self.check()
 
@@ -184,10 +181,8 @@ class Scheduler(Stateful):
                 raise ValueError(f"{name}={value!r} has to be a number, such as the default {default}.")
         for name, able in {**CHOICES, **self.choices}.items():
             if name in self.defaults and self.config[name] not in able:
-                kind = type(self).__name__
-                raise ValueError(
-                    f"{name}={self.config[name]!r} is not known to {kind}; it can be {', '.join(map(str, able))}."
-                )
+                kind, can = type(self).__name__, ", ".join(map(str, able))
+                raise ValueError(f"{name}={self.config[name]!r} is not known to {kind}; it can be {can}.")
 
     @property
     def own(self) -> Config:
@@ -237,16 +232,14 @@ class Scheduler(Stateful):
             raise CheckpointError(f"{path} does not hold an object.")
         return (config, unused) if return_unused_kwargs else config
 
-    def save_config(self, folder: str | Path) -> None:
-        """Write scheduler_config.json."""
-        self.save_pretrained(folder)
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Write scheduler_config.json."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         part = Path(folder, FILE + ".part")
         part.write_text(self._json(_as_list) + "\n", "utf-8")
         os.replace(part, Path(folder, FILE))
+
+    save_config = save_pretrained
 
     def _json(self, default: Callable[[Any], Any]) -> str:
         shown = {"_class_name": type(self).__name__, "_diffusers_version": "0.42.1"}
@@ -267,16 +260,14 @@ class Scheduler(Stateful):
     ) -> Grid:
         """The times for a number of steps, or for own timesteps or sigmas where the class takes them."""
         timesteps, sigmas = _listed(timesteps), _listed(sigmas)
-        own = {"timesteps": timesteps, "sigmas": sigmas}
-        given = {name: value for name, value in own.items() if value is not None}
-        for name in given:
-            if name not in self.takes:
-                raise ValueError(f"{type(self).__name__} takes no own {name}.")
+        given = {name: own for name, own in (("timesteps", timesteps), ("sigmas", sigmas)) if own is not None}
+        for name in given.keys() - set(self.takes):
+            raise ValueError(f"{type(self).__name__} takes no own {name}.")
         self._check_together(steps, given)
         if steps is not None:
             self._check_steps(steps)
         if timesteps is not None:
-            self._check_timesteps(list(timesteps))
+            self._check_timesteps(timesteps)
         if sigmas is not None:
             self._check_sigmas([float(sigma) for sigma in sigmas])
         made = self.times(steps, timesteps, sigmas, **extra)
@@ -292,16 +283,14 @@ class Scheduler(Stateful):
             raise ValueError(f"num_inference_steps={steps} has to be a whole number from 1 to {total}.")
 
     def _check_timesteps(self, own: list[float]) -> None:
-        if not own or any(b >= a for a, b in itertools.pairwise(own)):
-            raise ValueError("Own timesteps have to be in descending order, without repetition.")
-        if not 0 <= own[-1] <= own[0] < self.config["num_train_timesteps"]:
-            raise ValueError(f"Own timesteps have to lie in 0..{self.config['num_train_timesteps'] - 1}.")
+        last = self.config["num_train_timesteps"] - 1
+        if not falling(own, 0, last):
+            raise ValueError(f"Own timesteps have to be in descending order, without repetition, in 0..{last}.")
         if any(self.config.get(name) for name in CURVES):
             raise ValueError("Own timesteps and a curve of sigmas contradict each other.")
 
     def _check_sigmas(self, own: list[float]) -> None:
-        falls = all(a > b >= 0 for a, b in itertools.pairwise(own))
-        if len(own) < 2 or not falls or not math.isfinite(own[0]):
+        if len(own) < 2 or not falling(own, 0, sys.float_info.max):
             raise ValueError("Own sigmas have to be two or more finite numbers in descending order, down to 0 at most.")
 
     def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:

@@ -56,39 +56,36 @@ class DDPMScheduler(_OnTrainingSteps):
         return [timestep, after] if after >= 0 else [timestep]
 
 
-class DDIMParallelScheduler(DDIMScheduler):
-    """DDIM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
+class _RowByRow:
+    """For parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
+
+    config: Any
+    row_solver: ClassVar[type[Solver]] = discrete.DDIM
 
     def batch_step_no_noise(
         self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0, *, steps: int | None = None
     ) -> Tensor:
-        """Each row's step from its own time, in a walk of a number of `steps`."""
+        """Each row's step from its own time, in a walk of a number of `steps`, without the noise."""
         if eta:
             raise ValueError(f"eta={eta} has to be 0 without noise.")
-        return _row_by_row(self, discrete.DDIM, model_output, timesteps, sample, steps)
+        count = steps or getattr(self, "num_inference_steps", None) or self.config["num_train_timesteps"]
+        solver = self.row_solver(self, Grid(timesteps=timesteps, steps=int(count)))  # type: ignore[arg-type]
+        halves = model_output.chunk(2, 1) if model_output.shape[1] == 2 * sample.shape[1] else (model_output, None)
+        rows: list[Tensor] = []
+        for i in range(len(sample)):
+            x, said, variance = (None if whole is None else whole[i : i + 1] for whole in (sample, *halves))
+            rows.append(solver.step(x, said, i, partial(torch.zeros_like, x), variance).x)  # type: ignore[arg-type]
+        return torch.cat(rows)
 
 
-class DDPMParallelScheduler(DDPMScheduler):
+class DDIMParallelScheduler(_RowByRow, DDIMScheduler):
+    """DDIM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
+
+
+class DDPMParallelScheduler(_RowByRow, DDPMScheduler):
     """DDPM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
 
-    def batch_step_no_noise(
-        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, *, steps: int | None = None
-    ) -> Tensor:
-        """Each row's step from its own time, in a walk of a number of `steps`, without the noise."""
-        return _row_by_row(self, discrete.DDPMParallel, model_output, timesteps, sample, steps)
-
-
-def _row_by_row(
-    scheduler: Scheduler, kind: type[Solver], pred: Tensor, timesteps: Tensor, x: Tensor, steps: int | None
-) -> Tensor:
-    steps = int(steps or getattr(scheduler, "num_inference_steps", None) or scheduler.config["num_train_timesteps"])
-    solver = kind(scheduler, Grid(timesteps=timesteps, steps=steps))
-    halves = pred.chunk(2, 1) if pred.shape[1] == 2 * x.shape[1] else (pred, None)
-    rows: list[Tensor] = []
-    for i in range(len(x)):
-        here, said, variance = (None if whole is None else whole[i : i + 1] for whole in (x, *halves))
-        rows.append(solver.step(here, said, i, partial(torch.zeros_like, here), variance).x)  # type: ignore[arg-type]
-    return torch.cat(rows)
+    row_solver = discrete.DDPMParallel
 
 
 class DDIMInverseScheduler(_OnTrainingSteps):

@@ -11,8 +11,8 @@ import torch
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array, shifted, stretched
 from autopipeline.schedulers.named.keys import BETAS, CURVES, ENDS, FLOWS, RESCALED, SHIFTS, SPACING, THRESHOLD
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver
-from autopipeline.schedulers.solvers import adams, multistep
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver, falling
+from autopipeline.schedulers.solvers import multistep
 
 
 class OnLogRatios(Scheduler):
@@ -22,6 +22,7 @@ class OnLogRatios(Scheduler):
     """
 
     shifts: ClassVar[tuple[str, ...]] = ("exponential",)  # kinds of `time_shift_type`
+    needs_mu: ClassVar[bool] = False  # with `use_dynamic_shifting`, where others go on with `flow_shift`
     flow_curves: ClassVar[tuple[str, ...]] = ()  # those that can be turned into levels of flows
 
     def times(self, steps: int | None, timesteps: Own, sigmas: Own, *, mu: float | None = None, **extra: Any) -> Grid:
@@ -62,9 +63,12 @@ class OnLogRatios(Scheduler):
 
     def _shift(self, mu: float | None) -> float:
         """The shift of flows: `flow_shift`, or the one that mu (from the size of the picture) stands for."""
+        dynamic = self.own.get("use_dynamic_shifting")
         if mu is None:
+            if dynamic and self.needs_mu:
+                raise ValueError("use_dynamic_shifting needs mu, which stands for the size of the picture.")
             return self.config.flow_shift
-        if not self.own.get("use_dynamic_shifting"):
+        if not dynamic:
             raise ValueError(f"mu={mu} has no effect with {type(self).__name__} unless use_dynamic_shifting is set.")
         return mu if self.config.time_shift_type == "linear" else math.exp(mu)
 
@@ -197,7 +201,7 @@ class DEISMultistepScheduler(OnLogRatios):
     """DEIS (Zhang & Chen 2023), with polynomials in the logarithm of the noise."""
 
     defaults = SOLVER | dict(algorithm_type="deis", solver_type="logrho") | CURVES | FLOWS | SPACING | SHIFTS
-    solver_class = adams.DEIS
+    solver_class = multistep.DEIS
     renamed = OnLogRatios.renamed | dict(
         algorithm_type=dict.fromkeys(("dpmsolver", "dpmsolver++"), "deis"),
         solver_type=dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
@@ -217,6 +221,7 @@ class UniPCMultistepScheduler(OnLogRatios):
     solver_class = multistep.UniPC
     takes = ("sigmas",)
     shifts = ("exponential", "linear")
+    needs_mu = True
     flow_curves = ("karras",)
     renamed = OnLogRatios.renamed | dict(solver_type=dict.fromkeys(("midpoint", "heun", "logrho"), "bh2"))
     choices = OnLogRatios.choices | dict(solver_type=("bh1", "bh2"))
@@ -245,13 +250,8 @@ class UniPCMultistepScheduler(OnLogRatios):
             raise ValueError(f"{type(self).__name__} takes no own sigmas without use_flow_sigmas.")
         if grids.curve_of(self.own):
             raise ValueError("Own sigmas and a curve of sigmas contradict each other.")
-        if not own or own != sorted(set(own), reverse=True) or not 0 < own[-1] <= own[0] <= 1:
+        if not falling(own, 0, 1) or own[-1] == 0:
             raise ValueError("Own sigmas of a flow have to be in descending order, at most 1 and above 0.")
-
-    def _shift(self, mu: float | None) -> float:
-        if self.config.use_dynamic_shifting and mu is None:
-            raise ValueError("use_dynamic_shifting needs mu, which stands for the size of the picture.")
-        return super()._shift(mu)
 
     def _flow_levels(self, count: int, sigmas: Own, shift: float, training: Array) -> Array:
         """Evenly spaced from 1, or own ones; shifted, and stretched to end at `shift_terminal`."""
@@ -276,7 +276,7 @@ class SASolverScheduler(OnLogRatios):
         | dict(sample_max_value=1.0, algorithm_type="data_prediction", lower_order_final=True)
         | dict(**CURVES, **FLOWS, **LEARNED, **SPACING)
     )
-    solver_class = adams.SASolver
+    solver_class = multistep.SASolver
     choices = OnLogRatios.choices | dict(
         algorithm_type=("data_prediction", "noise_prediction"),
         predictor_order=(1, 2, 3, 4),
