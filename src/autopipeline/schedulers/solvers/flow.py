@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
-from autopipeline.schedulers.solvers.exploding import Exploding, TwoHalves, towards
+from autopipeline.schedulers.solvers.exploding import Exploding, TwoHalves
 
 
 class Flow(Exploding):
@@ -38,8 +38,8 @@ class FlowEuler(Flow):
         """Straight on."""
         if self.tokens is not None:
             return self._each_token(x, pred, self.tokens.to(x) / self.config.num_train_timesteps, noise)
-        x0, again = self.denoised(x, pred, i), self.config.stochastic_sampling
-        return self.renoised(x0, i + 1, noise) if again else towards(x, x0, self.sigma(i), self.sigma(i + 1)), x0
+        x0, width = self.denoised(x, pred, i), self.sigma(i + 1) - self.sigma(i)
+        return self.renoised(x0, i + 1, noise) if self.config.stochastic_sampling else x + width * pred, x0
 
     def _each_token(self, x: Tensor, pred: Tensor, here: Tensor, noise: Noise) -> Pair:
         levels = self.grid.levels.to(x).view(-1, 1, 1)
