@@ -24,6 +24,7 @@ from autopipeline.schedulers.stateful import Stateful
 
 Noise = Callable[[], Tensor]
 Own = Sequence[float] | None
+Steps = int | None
 Pair = tuple[Tensor, Tensor]
 FILE = "scheduler_config.json"
 CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, falling
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps, falling
 from autopipeline.schedulers.solvers import continuous
 from autopipeline.schedulers.stateful import Output, drawn
 
@@ -23,7 +23,7 @@ class IPNDMScheduler(Scheduler):
     defaults: ClassVar[Mapping[str, Any]] = dict(num_train_timesteps=1000, trained_betas=None)
     solver_class = continuous.IPNDM
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Shares of noise, and the angles that go with them, from 1 to 0; `trained_betas` are own shares of noise."""
         count, own = steps or 1, self.config.trained_betas
         if own is not None and len(own) != count + 1:
@@ -47,7 +47,7 @@ class CMStochasticIterativeScheduler(Scheduler):
     solver_class = continuous.Consistency
     takes = ("timesteps",)
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Own timesteps count the levels of training from the noisiest."""
         config, total = self.config, self.config.num_train_timesteps
         even = np.arange(steps or 1) * (total // (steps or 1))
@@ -70,7 +70,7 @@ class ScoreSdeVeScheduler(Scheduler):
     solver_class = continuous.ScoreSdeVe
 
     def times(
-        self, steps: int | None, timesteps: Own, sigmas: Own, *, sampling_eps: float | None = None, **extra: Any
+        self, steps: Steps, timesteps: Own, sigmas: Own, *, sampling_eps: float | None = None, **extra: Any
     ) -> Grid:
         """The network is told levels, once for each evaluation; the grid's sigmas are the times from 1 to near 0."""
         config = self.config
@@ -121,7 +121,7 @@ class DDPMWuerstchenScheduler(Scheduler):
     solver_class = continuous.Wuerstchen
     takes = ("timesteps",)
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Evenly from 1 to 0, or own times, the last of which is where the way ends."""
         walked = torch.linspace(1, 0, (steps or 1) + 1) if timesteps is None else torch.tensor(timesteps)
         return Grid.of(walked[:-1], walked)

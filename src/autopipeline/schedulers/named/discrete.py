@@ -14,14 +14,14 @@ from torch import Tensor
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import BETAS, LATENT, RESCALED, THRESHOLD
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver, Steps
 from autopipeline.schedulers.solvers import discrete
 
 
 class _OnTrainingSteps(Scheduler):
     """Times are steps of training."""
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Whole steps, evenly spaced."""
         own = timesteps if timesteps is not None else grids.spaced(self.config, steps or 1).round()
         return Grid.of(own, steps=steps, whole=True)
@@ -100,7 +100,7 @@ class DDIMInverseScheduler(_OnTrainingSteps):
     solver_class = discrete.DDIMInverse
     choices = Scheduler.choices | dict(timestep_spacing=("leading", "trailing"))
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The times of DDIM, rising."""
         grid = super().times(steps, timesteps, sigmas)
         if self.config.prediction_type == "sample" and self.config.set_alpha_to_one:
@@ -121,7 +121,7 @@ class UnCLIPScheduler(Scheduler):
         beta_schedule=("squaredcos_cap_v2",),
     )
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """From the last step of training to the first."""
         if steps == 1 and self.config.num_train_timesteps > 1:
             raise ValueError("UnCLIPScheduler needs 2 steps or more: it takes the last of training and the first.")
@@ -134,12 +134,9 @@ class UnCLIPScheduler(Scheduler):
         """Of the noise of a step: its root, or with a prediction of it in -1..1 its logarithm."""
         solver = discrete.UnCLIP(self, Grid(timesteps=torch.tensor([timestep]), steps=1))
         after = timestep - 1 if prev_timestep is None else prev_timestep
-        large = solver.beta(timestep, after)
-        small = ((1 - solver.signal(after)) / (1 - solver.signal(timestep)) * large).clamp(min=1e-20)
-        if (variance_type or self.config.variance_type) == "fixed_small_log":
-            return small.sqrt()
-        share = (predicted_variance + 1) / 2
-        return share * large.log() + (1 - share) * small.log()
+        kind = variance_type or self.config.variance_type
+        made = solver.deviation(timestep, after, predicted_variance, kind)
+        return made if kind == "fixed_small_log" else 2 * made.log()
 
 
 class RePaintScheduler(Scheduler):
@@ -152,14 +149,7 @@ class RePaintScheduler(Scheduler):
     takes_eta = True
 
     def times(
-        self,
-        steps: int | None,
-        timesteps: Own,
-        sigmas: Own,
-        *,
-        jump_length: int = 10,
-        jump_n_sample: int = 10,
-        **_: Any,
+        self, steps: Steps, timesteps: Own, sigmas: Own, *, jump_length: int = 10, jump_n_sample: int = 10, **_: Any
     ) -> Grid:
         """Every `jump_length` steps are walked `jump_n_sample` times; the ways back take no evaluation."""
         if jump_length < 1 or jump_n_sample < 1:
@@ -232,7 +222,7 @@ class PNDMScheduler(Scheduler):
     def ets(self, seen: list[torch.Tensor]) -> None:
         self.walk.solver.seen = seen  # type: ignore[attr-defined]
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The second time is done twice; with a Runge-Kutta start, the first three steps take four evaluations."""
         steps = steps or 1
         rising = grids.spaced(self.config, steps).round()[::-1]
@@ -262,7 +252,7 @@ class LCMScheduler(Scheduler):
 
     def times(
         self,
-        steps: int | None,
+        steps: Steps,
         timesteps: Own,
         sigmas: Own,
         *,

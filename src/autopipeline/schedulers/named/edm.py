@@ -13,7 +13,7 @@ from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import THRESHOLD
 from autopipeline.schedulers.named.multistep import DPMSolverMultistepScheduler
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps
 from autopipeline.schedulers.solvers import edm
 
 _EDM = dict(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, sigma_schedule="karras", num_train_timesteps=1000)
@@ -34,7 +34,7 @@ class _OnEDM(Scheduler):
         if low is None or high is None or not 0 < low < high:
             raise ValueError(f"sigma_min={low} and sigma_max={high} have to be numbers with 0 < sigma_min < sigma_max.")
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Sigmas along the curve, or own ones."""
         last = self.config.sigma_min if self.config.final_sigmas_type == "sigma_min" else 0.0
         levels, high = self._levels(steps or 1), self.config.sigma_max

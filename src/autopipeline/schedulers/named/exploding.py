@@ -12,7 +12,7 @@ import torch
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array, twice
 from autopipeline.schedulers.named.keys import BETAS, CURVES, LATENT, RESCALED, SPACING
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps
 from autopipeline.schedulers.solvers import edm, exploding
 
 
@@ -22,7 +22,7 @@ class _OnSigmas(Scheduler):
     rounds: ClassVar[str | None] = None  # the curve whose times are whole
     choices: ClassVar[dict[str, tuple[Any, ...]]] = dict(prediction_type=("epsilon", "sample", "v_prediction"))
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Evenly spaced, or along a curve, or own ones."""
         own = self.own
         training = grids.ratio(grids.alphas_cumprod(own, floor=2**-24))
@@ -70,7 +70,7 @@ class EulerDiscreteScheduler(_OnSigmas):
         """Whether the network is told a quarter of the level's logarithm."""
         return self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction"
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Evenly spaced, or along a curve, or own ones; as the network is to be told."""
         grid = super().times(steps, timesteps, sigmas, **extra)
         return replace(grid, timesteps=0.25 * grid.levels[:-1].log()) if self._continuous else grid

@@ -11,7 +11,7 @@ import numpy as np
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array, shifted, stretched, twice
 from autopipeline.schedulers.named.keys import CURVES
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, falling
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps, falling
 from autopipeline.schedulers.solvers import flow
 
 _SHIFTS = (
@@ -31,9 +31,7 @@ class _OnFlow(Scheduler):
         if not self.config.shift > 0:
             raise ValueError(f"shift={self.config.shift} has to be above 0.")
 
-    def times(
-        self, steps: int | None, timesteps: Own, sigmas: Own, *, mu: Any = None, shift: Any = None, **_: Any
-    ) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, *, mu: Any = None, shift: Any = None, **_: Any) -> Grid:
         """Evenly spaced, or own sigmas, shifted: by `shift`, or with `use_dynamic_shifting` by `mu`.
 
         Own timesteps are told to the network as they are, and give the sigmas where there are no own ones.
@@ -96,7 +94,7 @@ class FlowMatchHeunDiscreteScheduler(_OnFlow):
     solver_class = flow.FlowHeun
     order = 2
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Each level but the first and the last twice."""
         once = super().times(steps, timesteps, sigmas, **extra)
         return Grid.of(twice(np.append(once.timesteps.numpy(), 0))[:-1], twice(once.levels.numpy()), steps)

@@ -11,7 +11,7 @@ import torch
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array, shifted, stretched
 from autopipeline.schedulers.named.keys import BETAS, CURVES, ENDS, FLOWS, RESCALED, SHIFTS, SPACING, THRESHOLD
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver, falling
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver, Steps, falling
 from autopipeline.schedulers.solvers import multistep
 
 
@@ -25,7 +25,7 @@ class OnLogRatios(Scheduler):
     needs_mu: ClassVar[bool] = False  # with `use_dynamic_shifting`, where others go on with `flow_shift`
     flow_curves: ClassVar[tuple[str, ...]] = ()  # those that can be turned into levels of flows
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, *, mu: float | None = None, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, *, mu: float | None = None, **extra: Any) -> Grid:
         """Evenly spaced with the end left out, or along a curve over all of training, or own ones."""
         own, shift = self.own, self._shift(mu)
         product = grids.alphas_cumprod(own, floor=2**-24)

@@ -16,9 +16,9 @@ class Discrete(Solver):
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
         self.product = alphas_cumprod(self.config)
-        whole = torch.tensor(1.0)
-        self.final = whole if self.config.get("set_alpha_to_one", True) else self.product[0]
+        self.final = torch.tensor(1.0) if self.config.get("set_alpha_to_one", True) else self.product[0]
         self.times = [int(t) for t in grid.timesteps.tolist()]
+        self.stride: int = self.config.num_train_timesteps // grid.steps
 
     def signal(self, t: int) -> Tensor:
         """Share of signal (squared) at a training step; before the first, that of a finished sample."""
@@ -28,6 +28,10 @@ class Discrete(Solver):
         """By the training step at index i."""
         share = self.product[self.times[i]]
         return share.sqrt(), (1 - share).sqrt()
+
+    def after(self, i: int) -> int:
+        """The time to go to; -1 for the clean sample."""
+        return self.times[i + 1] if i + 1 < len(self.times) else -1
 
 
 def adams_bashforth(seen: list[Tensor]) -> Tensor:
@@ -60,8 +64,7 @@ class DDIM(Discrete):
 
     def shares(self, i: int) -> Pair:
         """Share of signal (squared) before and after the step."""
-        t = self.times[i]
-        return self.signal(t), self.signal(t - self.config.num_train_timesteps // self.grid.steps)
+        return self.signal(self.times[i]), self.signal(self.times[i] - self.stride)
 
 
 class DDIMInverse(DDIM):
@@ -69,8 +72,8 @@ class DDIMInverse(DDIM):
 
     def shares(self, i: int) -> Pair:
         """The time before is a stride lower."""
-        before = self.times[i] - self.config.num_train_timesteps // self.grid.steps
-        return self.signal(before), self.signal(self.times[i])
+        there, here = super().shares(i)
+        return here, there
 
     def level(self, i: int) -> Pair:
         """Before the step."""
@@ -88,23 +91,18 @@ class DDPM(Discrete):
         x0 = self.denoised(x, pred, i)
         beta = self.beta(t, after)
         mean = there.sqrt() * beta / (1 - here) * x0 + (1 - beta).sqrt() * (1 - there) / (1 - here) * x
-        if t == 0:
-            return mean, x0
-        small = ((1 - there) / (1 - here) * beta).clamp(min=1e-20)
-        return mean + self._deviation(small, beta, variance) * noise(), x0
-
-    def after(self, i: int) -> int:
-        """The time to go to; -1 for the clean sample."""
-        return self.times[i + 1] if i + 1 < len(self.times) else -1
+        return (mean + self.deviation(t, after, variance, self.config.variance_type) * noise() if t else mean), x0
 
     def beta(self, t: int, after: int) -> Tensor:
         """Variance that training added on the way from `after` to t."""
         return 1 - self.product[t] / (self.product[after] if after >= 0 else 1.0)
 
-    def _deviation(self, small: Tensor, large: Tensor, predicted: Tensor | None) -> Tensor:
-        kind = self.config["variance_type"]
+    def deviation(self, t: int, after: int, predicted: Tensor | None, kind: str) -> Tensor:
+        """Of the noise on the way from t to `after`; `predicted`: what the network says of it, as `kind` has it."""
         if kind in ("learned", "learned_range") and predicted is None:
             raise ValueError(f"variance_type={kind!r} needs a network that predicts the variance.")
+        here, there, large = self.product[t], self.product[after] if after >= 0 else 1.0, self.beta(t, after)
+        small = ((1 - there) / (1 - here) * large).clamp(min=1e-20)
         if kind == "learned":
             return predicted.float().sqrt()  # type: ignore[union-attr]
         if kind == "learned_range":
@@ -118,7 +116,7 @@ class DDPMParallel(DDPM):
 
     def after(self, i: int) -> int:
         """A stride lower."""
-        return self.times[i] - self.config.num_train_timesteps // self.grid.steps
+        return self.times[i] - self.stride
 
 
 class UnCLIP(DDPM):
@@ -141,7 +139,6 @@ class PNDM(Discrete):
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
         self.start = 0 if self.config.skip_prk_steps else 12
-        self.stride = self.config.num_train_timesteps // grid.steps
         self.count = 0
         self.held: Tensor | None = None  # x that a compound step began with
         self.sum: Tensor | float = 0.0
@@ -196,10 +193,7 @@ class LCM(Discrete):
         scaled = self.times[i] * self.config.timestep_scaling
         skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
         x0 = out * self.denoised(x, pred, i) + skip * x
-        if i == len(self.times) - 1:
-            return x0, x0
-        alpha, sigma = self.level(i + 1)
-        return alpha * x0 + sigma * noise(), x0
+        return (self.noised(x0, noise(), i + 1) if self.after(i) >= 0 else x0), x0
 
 
 class TCD(Discrete):
@@ -215,8 +209,7 @@ class TCD(Discrete):
         """The last step goes to the first step of training, without noise."""
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta} has to lie in 0..1.")
-        last = i == len(self.times) - 1
-        t = 0 if last else self.times[i + 1]
+        t, last = max(self.after(i), 0), self.after(i) < 0
         there = self.signal(t)
         below = self.signal(int((torch.tensor(float(t)) * (1 - self.eta)).floor()))
         x0 = clean(self.config, x, pred, *self.level(i))
@@ -245,21 +238,17 @@ class RePaint(Discrete):
         """A step, and the jump back that follows it."""
         if self.original_image is None or self.mask is None:
             raise ValueError("RePaintScheduler needs original_image and mask.")
-        t, stride = self.times[i], self.config.num_train_timesteps // self.grid.steps
-        here, there = self.signal(t), self.signal(t - stride)
-        x0 = self.denoised(x, pred, i)
-        drawn = noise()
-        std = self.eta * spread(here, there)
-        new = there.sqrt() * x0 + (1 - there - std**2).sqrt() * pred + std.to(x) * drawn
+        t, after, mask = self.times[i], self.after(i), self.mask.to(x)
+        here, there = self.signal(t), self.signal(t - self.stride)
+        x0, drawn, std = self.denoised(x, pred, i), noise(), self.eta * spread(here, there)
+        new = there.sqrt() * x0 + (1 - there - std**2).sqrt() * pred + std * drawn
         known = there.sqrt() * self.original_image.to(x) + (1 - there).sqrt() * drawn
-        mask = self.mask.to(x)
         new = mask * known + (1 - mask) * new
-        after = self.times[i + 1] if i + 1 < len(self.times) else -1
-        for step in range(t, after + stride) if after > t else ():
+        for step in range(t, after + self.stride) if after > t else ():
             new = self.undone(new, step, noise)
         return new, x0
 
     def undone(self, x: Tensor, t: int, noise: Noise) -> Tensor:
         """One step of training back towards noise (eq. 2)."""
-        beta = self.betas[t].to(x)
+        beta = self.betas[t]
         return (1 - beta).sqrt() * x + beta.sqrt() * noise()
