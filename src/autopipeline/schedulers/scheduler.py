@@ -90,7 +90,7 @@ class Solver:
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         self.config, self.grid = Config({**scheduler.own, **self.fixed}), grid
-        self.seen: list[Tensor] = []  # what a solver remembers of the network's predictions, the latest last
+        self.said: list[Tensor] = []  # what a solver remembers of the network's predictions, the latest last
 
     def sigma(self, i: int) -> Tensor:
         """The grid's level at index i."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from autopipeline.config import Config
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.calls import CALLS, KARRAS, Call
+from autopipeline.schedulers.calls import ALONE, CALLS, KARRAS, Call
 
 if TYPE_CHECKING:
     from autopipeline.schedulers.scheduler import Grid, Solver
@@ -301,7 +301,8 @@ class Stateful:
         """The classes that can take over this configuration."""
         from autopipeline import schedulers
 
-        names = {f"{name}Scheduler" for name in KARRAS if cls.call.switches} | {cls.__name__}
+        alone = cls.__name__.removesuffix("Scheduler") in ALONE
+        names = {cls.__name__} | (set() if alone else {f"{name}Scheduler" for name in KARRAS})
         return [getattr(schedulers, name) for name in sorted(names) if hasattr(schedulers, name)]
 
     @property

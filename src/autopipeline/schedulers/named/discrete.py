@@ -216,11 +216,11 @@ class PNDMScheduler(Scheduler):
     @property
     def ets(self) -> list[torch.Tensor]:
         """What the network said in the last steps."""
-        return self.walk.solver.seen  # type: ignore[attr-defined]
+        return self.walk.solver.said  # type: ignore[attr-defined]
 
     @ets.setter
     def ets(self, seen: list[torch.Tensor]) -> None:
-        self.walk.solver.seen = seen  # type: ignore[attr-defined]
+        self.walk.solver.said = seen  # type: ignore[attr-defined]
 
     def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The second time is done twice; with a Runge-Kutta start, the first three steps take four evaluations."""

@@ -26,8 +26,8 @@ class IPNDM(Solver):
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """Of the order that the history allows, up to four."""
         (alpha, sigma), (alpha_t, sigma_t) = self.level(i), self.level(i + 1)
-        self.seen = [*self.seen[-3:], self.noise_in(x, pred, i)]
-        slope = adams_bashforth(self.seen)
+        self.said = [*self.said[-3:], self.noise_in(x, pred, i)]
+        slope = adams_bashforth(self.said)
         new = alpha_t * (x - sigma * slope) / alpha.clamp(min=1e-8) + sigma_t * slope
         return new, self.denoised(x, pred, i)
 

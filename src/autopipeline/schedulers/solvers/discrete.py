@@ -104,9 +104,9 @@ class DDPM(Discrete):
         here, there, large = self.product[t], self.product[after] if after >= 0 else 1.0, self.beta(t, after)
         small = ((1 - there) / (1 - here) * large).clamp(min=1e-20)
         if kind == "learned":
-            return predicted.float().sqrt()  # type: ignore[union-attr]
+            return torch.as_tensor(predicted).float().sqrt()
         if kind == "learned_range":
-            share = (predicted.float() + 1) / 2  # type: ignore[union-attr]
+            share = (torch.as_tensor(predicted).float() + 1) / 2
             return (0.5 * (share * large.log() + (1 - share) * small.log())).exp()
         return (large if kind.startswith("fixed_large") else small).sqrt()
 
@@ -154,7 +154,7 @@ class PNDM(Discrete):
     def _runge_kutta(self, x: Tensor, pred: Tensor, t: int) -> Tensor:
         part = self.count % 4
         if part == 0:
-            self.seen.append(pred)
+            self.said.append(pred)
             self.held, self.sum = x, pred / 6
         elif part < 3:
             self.sum = self.sum + pred / 3
@@ -169,12 +169,12 @@ class PNDM(Discrete):
         after = t - self.stride
         if self.count == 1:
             t, after = t + self.stride, t
-            pred, x = (pred + self.seen[-1]) / 2, x if self.held is None else self.held
+            pred, x = (pred + self.said[-1]) / 2, x if self.held is None else self.held
             return self._transfer(x, t, after, pred)
-        self.seen = [*self.seen[-3:], pred]
+        self.said = [*self.said[-3:], pred]
         if self.count == 0:
             self.held = x
-        return self._transfer(x, t, after, adams_bashforth(self.seen))
+        return self._transfer(x, t, after, adams_bashforth(self.said))
 
     def _transfer(self, x: Tensor, t: int, after: int, pred: Tensor) -> Tensor:
         """Liu et al. 2022, eq. 9."""

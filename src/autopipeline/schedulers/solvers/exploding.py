@@ -31,7 +31,7 @@ def towards(x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
 class Exploding(Solver):
     """On sigmas; x is the clean sample plus sigma times noise, and scaled only for the network."""
 
-    def looked(self, i: int) -> Tensor:
+    def seen(self, i: int) -> Tensor:
         """Noise in x when the network sees it at index i."""
         return self.sigma(i)
 
@@ -41,7 +41,7 @@ class Exploding(Solver):
 
     def scale(self, x: Tensor, i: int) -> Tensor:
         """To unit variance."""
-        return x / (self.looked(i) ** 2 + 1).sqrt().to(x)
+        return x / (self.seen(i) ** 2 + 1).sqrt().to(x)
 
 
 class Churned(Exploding):
@@ -99,9 +99,9 @@ class LMS(Exploding):
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """With as many of the last slopes as there are."""
         x0 = self.denoised(x, pred, i)
-        self.seen = [*self.seen, (x - x0) / self.sigma(i)][-self.order :]
+        self.said = [*self.said, (x - x0) / self.sigma(i)][-self.order :]
         nodes = [float(self.sigma(i - k)) for k in range(min(i + 1, self.order))]
-        for weight, slope in zip(integrals(nodes, nodes[0], float(self.sigma(i + 1))), self.seen[::-1], strict=False):
+        for weight, slope in zip(integrals(nodes, nodes[0], float(self.sigma(i + 1))), self.said[::-1], strict=False):
             x = x + weight * slope
         return x, x0
 
@@ -109,35 +109,39 @@ class LMS(Exploding):
 class TwoHalves(Exploding):
     """Two evaluations for each step, at indices 2 k and 2 k + 1 of the grid; the last one, to 0, has only the first."""
 
+    fresh = False  # whether a step goes to a lower level, and noise from there up to the next one
     begun: Pair | None = None  # x at the beginning of the step, and its slope there
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
-        """One half of a step."""
+        """One half of a step; fresh noise is drawn once for each step."""
         x0 = self.denoised(x, pred, i)
         slope, (here, there) = self._slope(x, pred, x0, i), self._ends(i)
         if self.begun is None:
             self.begun = (x, slope)
             return self._first(x, x0, here, there), x0
         (begun, before), self.begun = self.begun, None
-        return self._second(begun, x0, (before, slope), here, there, noise), x0
+        if not self.fresh:
+            return self._second(begun, x0, (before, slope), here, there), x0
+        down, up = ancestral(here, there)
+        return self._second(begun, x0, (before, slope), here, down) + noise() * up, x0
 
-    def looked(self, i: int) -> Tensor:
+    def seen(self, i: int) -> Tensor:
         """The level at the beginning of the step, or that of the second look."""
         return self.sigma(i) if self.begun is None else self.aim(*self._ends(i))
 
     def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
         """The clean sample, at either look."""
-        return limited(self.config, clean(self.config, x, pred, torch.tensor(1.0), self.looked(i)))
+        return limited(self.config, clean(self.config, x, pred, torch.tensor(1.0), self.seen(i)))
 
     def _slope(self, x: Tensor, pred: Tensor, x0: Tensor, i: int) -> Tensor:
-        return (x - x0) / self.looked(i)
+        return (x - x0) / self.seen(i)
 
     def _ends(self, i: int) -> Pair:
         i -= self.begun is not None
         return self.sigma(i), self.sigma(i + 1)
 
-    @staticmethod
-    def aim(here: Tensor, there: Tensor) -> Tensor:
+    @classmethod
+    def aim(cls, here: Tensor, there: Tensor) -> Tensor:
         """The level of the second look."""
         return there
 
@@ -145,7 +149,7 @@ class TwoHalves(Exploding):
         """Along the tangent to the second look."""
         return towards(x, x0, here, self.aim(here, there))
 
-    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor) -> Tensor:
         """From the beginning of the step to its end."""
         return x + (slopes[0] + slopes[1]) / 2 * (there - here)
 
@@ -173,35 +177,28 @@ class Restart(Heun):
 class KDPM2(TwoHalves):
     """DPM-Solver-2 (Lu et al. 2022a) in the formulation of Karras et al. 2022: the slope halfway in the logarithm."""
 
-    @staticmethod
-    def aim(here: Tensor, there: Tensor) -> Tensor:
+    @classmethod
+    def aim(cls, here: Tensor, there: Tensor) -> Tensor:
         """Halfway in the logarithm; 0 on the way to 0."""
+        end = ancestral(here, there)[0] if cls.fresh else there
         begun = here.log().neg()
-        return (begun + (there.log().neg() - begun) * 0.5).neg().exp()
+        return (begun + (end.log().neg() - begun) * 0.5).neg().exp()
 
-    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor) -> Tensor:
         return x + slopes[1] * (there - here)
 
 
 class KDPM2Ancestral(KDPM2):
-    """DPM-Solver-2 to a lower level, and noise up to the next one; draws once for each step."""
+    """DPM-Solver-2 to a lower level, and noise up to the next one."""
 
-    @staticmethod
-    def aim(here: Tensor, there: Tensor) -> Tensor:
-        """Halfway to the lower level."""
-        return KDPM2.aim(here, ancestral(here, there)[0])
-
-    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        down, up = ancestral(here, there)
-        return super()._second(x, x0, slopes, here, down, noise) + noise() * up
+    fresh = True
 
 
 class DPMPP2SAncestral(KDPM2Ancestral):
     """DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1) to a lower level, and noise up to the next one."""
 
-    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        down, up = ancestral(here, there)
-        return towards(x, x0, here, down) + noise() * up
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor) -> Tensor:
+        return towards(x, x0, here, there)
 
 
 class DPMSolverSDE(KDPM2):
@@ -235,5 +232,5 @@ class DPMSolverSDE(KDPM2):
     def _first(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
         return self._leap(x, x0, here, self.aim(here, there))
 
-    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor) -> Tensor:
         return self._leap(x, x0, here, there)

@@ -57,9 +57,9 @@ class DPMSolver(Multistep):
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One step of the order that the history and the end of the grid allow."""
         said, x0 = self.converted(x, pred, i, self.kind.endswith("++"))
-        self.seen = [*self.seen, said][-self.config.solver_order :]
+        self.said = [*self.said, said][-self.config.solver_order :]
         drawn = self.drawn(i, noise) if self.kind.startswith("sde") else None
-        return self._update(x, i, min(self._order(i), len(self.seen)), drawn), x0
+        return self._update(x, i, min(self._order(i), len(self.said)), drawn), x0
 
     def drawn(self, i: int, noise: Noise) -> Tensor:
         """The noise of the step from grid index i."""
@@ -74,7 +74,7 @@ class DPMSolver(Multistep):
         return min(config.solver_order, 2) if left == 1 and short else config.solver_order
 
     def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
-        return self._expanded(x, i, i + 1, range(i - 1, i - order, -1), self.seen[::-1][:order], noise)
+        return self._expanded(x, i, i + 1, range(i - 1, i - order, -1), self.said[::-1][:order], noise)
 
     def _expanded(
         self, x: Tensor, start: int, end: int, others: Iterable[int], said: Sequence[Tensor], noise: Tensor | None
@@ -128,7 +128,7 @@ class Singlestep(DPMSolver):
     def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
         self.begun = x if order == 1 else self.begun
         start = i - order + 1
-        return self._expanded(self.begun, start, i + 1, range(start + 1, i + 1), self.seen[-order:], noise)
+        return self._expanded(self.begun, start, i + 1, range(start + 1, i + 1), self.said[-order:], noise)
 
     def _derivatives(self, ratios: list[Tensor], slopes: list[Tensor]) -> list[Tensor]:
         """With the whole second derivative; the kind called midpoint leaves it out."""
@@ -162,9 +162,9 @@ class UniPC(Multistep):
         said, x0 = self.converted(x, pred, i, config.predict_x0)
         if self.before is not None and i - 1 not in config.disable_corrector:
             x = self._update(self.before, i - 1, self.order, said)
-        self.seen = [*self.seen, said][-config.solver_order :]
+        self.said = [*self.said, said][-config.solver_order :]
         left = len(self.grid.timesteps) - i if config.lower_order_final else config.solver_order
-        self.order, self.before = min(config.solver_order, left, len(self.seen)), x
+        self.order, self.before = min(config.solver_order, left, len(self.said)), x
         if self.predictor is not None:
             return self.predictor.advance(x, pred, i, noise, variance)[0], x0
         return self._update(x, i, self.order, None), x0
@@ -174,7 +174,7 @@ class UniPC(Multistep):
         h = self.log_ratio(i + 1) - self.log_ratio(i)
         if h == 0:
             return x
-        m0, *_ = entries = self.seen[::-1][:order]
+        m0, *_ = entries = self.said[::-1][:order]
         ratios, slopes = self.slopes(i, range(i - 1, i - order, -1), entries, h)
         hh = -h if self.config.predict_x0 else h
         base = torch.expm1(hh)
@@ -252,7 +252,7 @@ class DEIS(DPMSolver):
     def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
         if order == 1:
             return super()._update(x, i, order, noise)
-        return adams(self, x, i, i, self.seen[::-1][:order])[0]
+        return adams(self, x, i, i, self.said[::-1][:order])[0]
 
 
 class SASolver(Multistep):
@@ -277,18 +277,18 @@ class SASolver(Multistep):
         """Correct the last step with what the network says now, then predict the next."""
         config = self.config
         said, x0 = self.converted(x, pred, i, config.algorithm_type == "data_prediction")
-        self.seen = [*self.seen, said]
+        self.said = [*self.said, said]
         if self.before is not None:
             x = self._update(*self.before, i - 1, i, self.order)
         self.before = (x, noise())
-        self.seen = self.seen[-max(config.predictor_order, config.corrector_order - 1) :]
-        left = len(self.grid.timesteps) - i if config.lower_order_final else len(self.seen)
-        known = min(len(self.seen), left)
+        self.said = self.said[-max(config.predictor_order, config.corrector_order - 1) :]
+        left = len(self.grid.timesteps) - i if config.lower_order_final else len(self.said)
+        known = min(len(self.said), left)
         self.order = min(config.corrector_order, known + 1)
         return self._update(*self.before, i, i, min(config.predictor_order, known)), x0
 
     def _update(self, x: Tensor, noise: Tensor, i: int, newest: int, order: int) -> Tensor:
         """From index i to i + 1, with what was said at `newest` and before."""
         as_clean = self.config.algorithm_type == "data_prediction"
-        new, spread = adams(self, x, i, newest, self.seen[::-1][:order], self.tau(i), as_clean)
+        new, spread = adams(self, x, i, newest, self.said[::-1][:order], self.tau(i), as_clean)
         return new + spread * noise
