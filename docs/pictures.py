@@ -59,15 +59,16 @@ def schedulers() -> Image.Image:
     pipe.set_progress_bar_config(disable=True)
     names = [sampler.name for sampler in SAMPLERS if sampler.plain]
     half = -(-len(names) // 2)
-    wide = 150 + len(STEPS) * (CELL + 4)
+    wide = 160 + len(STEPS) * (CELL + 4)
     sheet = Image.new("RGB", (2 * wide, 24 + half * (CELL + 4)), "white")
     ink, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for k, name in enumerate(names):
         left, top = k // half * wide, 24 + k % half * (CELL + 4)
         ink.text((left + 8, top + CELL // 2 - 8), name, "black", font)
         for j, steps in enumerate(STEPS):
-            at = left + 150 + j * (CELL + 4)
-            ink.text((at + 4, 4), f"{steps} steps", "black", font)
+            at = left + 160 + j * (CELL + 4)
+            if k % half == 0:
+                ink.text((at + 4, 4), f"{steps} steps", "black", font)
             made = pipe(SCENES[0], seed=1, num_inference_steps=steps, scheduler=name).images[0]
             sheet.paste(made.resize((CELL, CELL), Image.Resampling.LANCZOS), (at, top))
     return sheet

@@ -29,6 +29,15 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "sd-9": lambda folder: tiny.stable_diffusion(folder, in_channels=9),
     "xl": tiny.stable_diffusion_xl,
     "xl-9": lambda folder: tiny.stable_diffusion_xl(folder, in_channels=9),
+    "sd3": tiny.stable_diffusion_3,
+    "sd35": lambda folder: tiny.stable_diffusion_3(
+        folder, dict(use_dynamic_shifting=True), qk_norm="rms_norm", dual_attention_layers=(0, 1)
+    ),
+    "flux": tiny.flux,
+    "schnell": lambda folder: tiny.flux(folder, guidance_embeds=False),
+    "flux-control": lambda folder: tiny.flux(folder, "FluxControlPipeline", in_channels=32, out_channels=16),
+    "kontext": lambda folder: tiny.flux(folder, "FluxKontextPipeline"),
+    "chroma": tiny.chroma,
     "lcm": tiny.lcm,
 }
 

@@ -24,7 +24,8 @@ AUTO = {
     "image2image": "AutoPipelineForImage2Image",
     "inpaint": "AutoPipelineForInpainting",
 }
-ONLY_OTHERS = {"self", "kwargs", "ip_adapter_image", "ip_adapter_image_embeds"}
+ADAPTED = {"ip_adapter_image", "ip_adapter_image_embeds"}
+ONLY_OTHERS = {"self", "kwargs"} | ADAPTED | {f"negative_{name}" for name in ADAPTED}
 ADDED = [name for name, here in names.built().items() if here.row.addons]
 GUESS = dict(guess_mode=True, guidance_scale=3.0)
 WINDOW = dict(control_guidance_start=0.3, control_guidance_end=0.8, controlnet_conditioning_scale=0.6)

@@ -20,7 +20,22 @@ from autopipeline import families, names
 
 Checkpoint = Callable[[str], Path]
 
-FOLDERS = {"stable-diffusion": "sd", "stable-diffusion-xl": "xl", "lcm": "lcm"}
+FOLDERS = {
+    "stable-diffusion": "sd",
+    "stable-diffusion-xl": "xl",
+    "lcm": "lcm",
+    "stable-diffusion-3": "sd3",
+    "flux": "flux",
+    "flux-kontext": "kontext",
+    "chroma": "chroma",
+}
+SMALL = dict(height=32, width=32, max_sequence_length=16)
+CALLS: dict[str, dict[str, Any]] = {
+    "flux": SMALL,
+    "flux-kontext": SMALL | dict(max_area=32 * 32, _auto_resize=False),
+    "chroma": SMALL,
+}
+"""What the calls of a family need to be quick, where its size does not follow from the network."""
 CASES = [(row.key, task) for row in names.rows() if row.built and not row.addons for task in row.classes]
 AUTO = {
     "text2image": "AutoPipelineForText2Image",
@@ -47,9 +62,15 @@ def load(checkpoint: Checkpoint) -> Callable[[str, str], Any]:
     return get
 
 
+def arguments(pipe: Any, task: str) -> dict[str, Any]:
+    """What a call of this task has beside its prompt."""
+    own = CALLS.get(pipe.family.key, {})
+    strength = {"strength": 0.75} if "strength" in pipe.family.tasks[task].params else {}
+    return CALL | tiny.inputs(task) | strength | own | dict(seed=7)
+
+
 def call(pipe: Any, task: str, **changes: Any) -> np.ndarray:
-    strength = {} if task == "text2image" else {"strength": 0.75}
-    return pipe(**CALL | tiny.inputs(task) | strength | dict(seed=7) | changes).images
+    return pipe(**arguments(pipe, task) | changes).images
 
 
 @pytest.mark.parametrize(("key", "task"), CASES)
@@ -163,8 +184,7 @@ def test_tensors_and_arrays_are_dealt_out_item_by_item(load: Any) -> None:
 @pytest.mark.parametrize(("key", "task"), CASES)
 def test_stream_ends_with_the_result(load: Any, key: str, task: str) -> None:
     pipe = load(key, task)
-    strength = {} if task == "text2image" else {"strength": 0.75}
-    steps = list(pipe.stream(**CALL | tiny.inputs(task) | strength | dict(seed=7)))
+    steps = list(pipe.stream(**arguments(pipe, task)))
     assert [step.index for step in steps] == list(range(steps[0].total))
     assert all(step.result is None for step in steps[:-1])
     assert np.array_equal(steps[-1].result.images, call(pipe, task))
@@ -181,13 +201,15 @@ def test_eight_threads_on_one_pipeline(load: Any, key: str) -> None:
         dict(prompt=f"red cat {k}", seed=k, num_inference_steps=2 + k % 4, height=h, width=w, guidance_scale=1.0 + k)
         for k, (h, w) in enumerate(sizes)
     ]
-    tasks = list(families.load(key).tasks) * 4
+    tasks = list(families.load(key).tasks) * 8
 
     def work(k: int) -> np.ndarray:
         task, job = tasks[k], dict(jobs[k])
         if task == "image2image":
             del job["height"], job["width"]
             job["num_inference_steps"] += 2
+        elif "max_area" in pipe.family.tasks[task].params:
+            job["max_area"] = job["height"] * job["width"]
         return call(getattr(ap, AUTO[task]).from_pipe(pipe), task, **job)
 
     serial = [work(k) for k in range(8)]

@@ -30,6 +30,19 @@ XL_EMBEDS = dict(
     pooled_prompt_embeds=(1, 24),
     negative_pooled_prompt_embeds=(1, 24),
 )
+SD3_EMBEDS = dict(
+    prompt=None,
+    prompt_embeds=(1, 90, 60),
+    negative_prompt_embeds=(1, 90, 60),
+    pooled_prompt_embeds=(1, 36),
+    negative_pooled_prompt_embeds=(1, 36),
+)
+SKIP = dict(skip_guidance_layers=[1, 3], skip_layer_guidance_start=0.1, skip_layer_guidance_stop=0.8)
+FLUX = dict(height=32, width=32, max_sequence_length=16)
+FLUX_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), pooled_prompt_embeds=(1, 24))
+TRUE = FLUX | dict(true_cfg_scale=3.0)
+SIGMAS = dict(sigmas=[0.9, 0.6, 0.5, 0.2], strength=0.8)
+KONTEXT = FLUX | dict(max_area=32 * 32, _auto_resize=False)
 MICRO = dict(original_size=(32, 48), crops_coords_top_left=(5, 9), target_size=(64, 72))
 NEGATIVE_MICRO = dict(
     negative_original_size=(24, 32), negative_crops_coords_top_left=(3, 1), negative_target_size=(72, 56)
@@ -52,6 +65,42 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("sd-9", "inpaint", GENTLE),
     ("sd-v", "text2image", dict(guidance_rescale=0.5)),
     ("sd-v", "image2image", GENTLE | dict(eta=0.7)),
+    ("sd3", "text2image", dict(negative_prompt="sun", num_images_per_prompt=2)),
+    ("sd3", "text2image", dict(prompt_2="cat", prompt_3="a sun", negative_prompt="cat", negative_prompt_3="sea")),
+    ("sd3", "text2image", dict(clip_skip=1, width=96, height=56, max_sequence_length=8)),
+    ("sd3", "text2image", dict(guidance_scale=1.0, latents=(1, 16, 16, 16), sigmas=[1.0, 0.7, 0.3])),
+    ("sd3", "text2image", SD3_EMBEDS),
+    ("sd3", "text2image", SKIP | dict(num_inference_steps=6)),
+    ("sd3", "image2image", GENTLE),
+    ("sd3", "image2image", dict(image=(1, 16, 16, 16), strength=0.9, num_images_per_prompt=2)),
+    ("sd3", "inpaint", {}),
+    ("sd3", "inpaint", GENTLE | CROP),
+    ("sd3", "inpaint", dict(strength=1.0, height=96, width=64)),
+    ("sd35", "text2image", dict(width=96)),
+    ("sd35", "text2image", SKIP | dict(skip_layer_guidance_scale=1.7)),
+    ("sd35", "text2image", dict(mu=0.3)),
+    ("sd35", "image2image", GENTLE | dict(height=96)),
+    ("sd35", "inpaint", GENTLE),
+    ("flux", "text2image", FLUX | dict(guidance_scale=1.5, num_images_per_prompt=2)),
+    ("flux", "text2image", TRUE | dict(negative_prompt="sun", prompt_2="cat", negative_prompt_2="sea", width=48)),
+    ("flux", "text2image", FLUX_EMBEDS | dict(latents=(1, 16, 16), output_type="latent")),
+    ("flux", "text2image", FLUX_EMBEDS | TRUE | dict(prompt=None, negative_prompt="sun", num_images_per_prompt=2)),
+    ("flux", "text2image", FLUX | dict(height=45, width=37)),
+    ("flux", "image2image", FLUX | GENTLE | dict(num_images_per_prompt=2)),
+    ("flux", "image2image", FLUX | SIGMAS | dict(image=(1, 4, 8, 8))),
+    ("flux", "image2image", FLUX | dict(latents=(1, 16, 16), strength=0.9)),
+    ("flux", "inpaint", TRUE | GENTLE | dict(negative_prompt="sun")),
+    ("flux", "inpaint", FLUX | SIGMAS | dict(strength=1.0, num_images_per_prompt=2)),
+    ("flux", "inpaint", FLUX | dict(latents=(1, 4, 8, 8), strength=0.7)),
+    ("flux", "inpaint", FLUX | GENTLE | CROP),
+    ("schnell", "text2image", FLUX | dict(prompt="cat", max_sequence_length=3, width=40)),
+    ("schnell", "image2image", FLUX | GENTLE),
+    ("kontext", "text2image", KONTEXT | dict(width=48)),
+    ("kontext", "image2image", KONTEXT | dict(true_cfg_scale=2.0, negative_prompt="sun", num_images_per_prompt=2)),
+    ("kontext", "image2image", KONTEXT | dict(image=tiny.photo(45, 70))),
+    ("kontext", "image2image", KONTEXT | dict(image=(1, 4, 6, 10))),
+    ("chroma", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
+    ("chroma", "text2image", FLUX | dict(guidance_scale=1.0, width=48, sigmas=[1.0, 0.5])),
     ("lcm", "text2image", dict(guidance_scale=3.0)),
     ("lcm", "image2image", dict(original_inference_steps=20)),
     ("xl", "text2image", {}),
@@ -100,6 +149,7 @@ def picture(pipe: Any, task: str, changes: dict[str, Any]) -> np.ndarray:
     return out if isinstance(out, np.ndarray) else np.stack([np.asarray(p, np.float32) / 255 for p in out])
 
 
+@pytest.mark.filterwarnings("ignore:.* are made:UserWarning", "ignore:max_area:UserWarning")  # sizes are rounded
 @pytest.mark.parametrize(("name", "task", "changes"), CASES)
 def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict[str, Any]) -> None:
     peer, ours = pair(name, task)
@@ -111,8 +161,10 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
     assert expected.std() > 0.01
 
 
-@pytest.mark.parametrize("name", ["sd", "xl", "lcm"])
-def test_callbacks_see_and_change_the_same(pair: Any, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "size"), [("sd", {}), ("xl", {}), ("sd3", {}), ("flux", FLUX), ("chroma", FLUX), ("lcm", {})]
+)
+def test_callbacks_see_and_change_the_same(pair: Any, name: str, size: dict[str, int]) -> None:
     traces: list[list[Any]] = []
     results = []
     for pipe in pair(name, "text2image"):
@@ -120,14 +172,14 @@ def test_callbacks_see_and_change_the_same(pair: Any, name: str) -> None:
 
         def fade(pipe: Any, step: int, t: Any, tensors: dict[str, Any], trace: list[Any] = trace) -> dict[str, Any]:
             shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-            trace.append((int(step), float(t), shapes))
+            trace.append((int(step), round(float(t), 3), shapes))
             return {"latents": tensors["latents"] * 0.9}
 
         results.append(
             picture(
                 pipe,
                 "text2image",
-                dict(callback_on_step_end=fade, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"]),
+                size | dict(callback_on_step_end=fade, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"]),
             )
         )
         traces.append(trace)

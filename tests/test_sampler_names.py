@@ -57,6 +57,16 @@ def test_every_name_gives_a_scheduler_that_walks(name: str) -> None:
         assert torch.isfinite(walked(made)).all()
 
 
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_name_means_the_same_after_any_other(name: str) -> None:
+    alone = samplers.scheduler(name, current())
+    for other in PLAIN:
+        before = samplers.scheduler(other, current())
+        after = samplers.scheduler(name, before)
+        known = set(alone.defaults) & set(before.defaults) & {"algorithm_type", "solver_type", "solver_order"}
+        assert {key: after.config[key] for key in known} == {key: alone.config[key] for key in known}, other
+
+
 @pytest.mark.parametrize("name", FLOW)
 def test_names_for_flow_models(name: str) -> None:
     made = samplers.scheduler(name, schedulers.FlowMatchEulerDiscreteScheduler(shift=3.0))
@@ -100,6 +110,12 @@ def test_spellings(spellings: list[str], class_name: str, config: dict[str, Any]
         made = samplers.scheduler(name, current())
         assert type(made).__name__ == class_name, name
         assert {key: made.config[key] for key in config} == config
+
+
+def test_latents_are_not_clipped() -> None:
+    """A configuration that says nothing of clipping belongs to a latent model; one that does is heeded."""
+    assert samplers.scheduler("DDIM", current("EulerDiscreteScheduler")).config["clip_sample"] is False
+    assert samplers.scheduler("DDPM", current("DDIMScheduler", clip_sample=True)).config["clip_sample"] is True
 
 
 def test_a_name_says_the_whole_combination() -> None:
@@ -194,3 +210,16 @@ def test_the_command_line_lists_them(capsys: pytest.CaptureFixture[str]) -> None
     assert all(word in shown for word in LEVELS)
     assert cli.run(["schedulers", "--json"]) == 0
     assert '"DPM++ 2M SDE Heun"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+def test_flow_families_take_every_name_that_is_for_flows(family: str, checkpoint: Callable[[str], Path]) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint(family))
+    pipe.set_progress_bar_config(disable=True)
+    plain = pipe("a cat", **CALL).images
+    for name in FLOW:
+        picture = pipe("a cat", scheduler=name, **CALL).images
+        assert np.isfinite(picture).all()
+        assert (name == "Euler") == np.array_equal(picture, plain)
+    with pytest.raises(ValueError, match="Euler a does not fit a model of the flow-matching kind"):
+        pipe("a cat", scheduler="Euler a", **CALL)

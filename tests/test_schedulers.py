@@ -425,7 +425,14 @@ def test_a_step_that_single_precision_leaves_nothing_of() -> None:
 def test_keys_of_other_classes_change_nothing() -> None:
     """What a configuration keeps for another class is not this class's."""
     kept = dict(rescale_betas_zero_snr=True, final_sigmas_type="sigma_min", clip_sample=True, thresholding=True)
-    for name in (LMS, "KDPM2DiscreteScheduler", "EulerAncestralDiscreteScheduler"):
+    for name in (
+        LMS,
+        "KDPM2DiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "PNDMScheduler",
+        "IPNDMScheduler",
+        SA,
+    ):
         known = {key: value for key, value in kept.items() if key not in getattr(schedulers, name).defaults}
         plain = config_of(name)
         peer, ours = (getattr(library, name).from_config(plain | known) for library in (diffusers, schedulers))

@@ -93,6 +93,31 @@ def text_encoder(seed: int, projection: bool = False, **changes: Any) -> Any:
     return redraw((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), seed)
 
 
+PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+PIECES += [(f"▁{word}", -4.0 - k / 100) for k, word in enumerate(("a", "the", "red", "cat", "sun", "sea", "on"))]
+PIECES += [(chr(letter), -9.0) for letter in range(33, 127)]
+
+
+def t5_tokenizer(length: int = 77) -> Any:
+    """A T5 tokenizer of a few words and letters."""
+    from transformers import T5TokenizerFast
+
+    return T5TokenizerFast(
+        vocab=PIECES, extra_ids=0, additional_special_tokens=["<extra_id_0>"], model_max_length=length
+    )
+
+
+def t5_encoder(seed: int, cls: str = "T5", **changes: Any) -> Any:
+    """T5 1.1 in miniature, or UMT5."""
+    import transformers
+
+    sizes = dict(vocab_size=112, d_model=24, d_kv=6, d_ff=40, num_heads=3, num_layers=3)
+    config = getattr(transformers, f"{cls}Config")(
+        **dict(feed_forward_proj="gated-gelu", is_encoder_decoder=False) | sizes | changes
+    )
+    return redraw(getattr(transformers, f"{cls}EncoderModel")(config), seed)
+
+
 def _tokenizer(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
@@ -135,6 +160,90 @@ def stable_diffusion_xl(folder: Path, cls: str = "StableDiffusionXLPipeline", **
     pipe.save_pretrained(folder)
     for name in ("tokenizer", "tokenizer_2"):
         tokenizer_files(folder / name)
+    return folder
+
+
+SD3 = dict(
+    sample_size=16,
+    num_layers=4,
+    attention_head_dim=8,
+    num_attention_heads=3,
+    joint_attention_dim=60,
+    caption_projection_dim=24,
+    pooled_projection_dim=36,
+    pos_embed_max_size=24,
+)
+SD3_VAE = XL_VAE | dict(
+    latent_channels=16, scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False
+)
+
+
+def stable_diffusion_3(folder: Path, shift: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """Stable Diffusion 3 in miniature; `changes` are keys of the transformer's config, `shift` of the scheduler's."""
+    import diffusers
+
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=redraw(diffusers.SD3Transformer2DModel(**SD3 | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**SD3_VAE), 2),
+        text_encoder=text_encoder(3, projection=True, projection_dim=12),
+        text_encoder_2=text_encoder(4, projection=True, hidden_act="gelu"),
+        text_encoder_3=t5_encoder(5, d_model=60),
+        tokenizer=_tokenizer(folder),
+        tokenizer_2=_tokenizer(folder),
+        tokenizer_3=t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift or dict(shift=3.0)),
+    )
+    pipe.save_pretrained(folder)
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer_files(folder / name)
+    return folder
+
+
+FLUX = dict(
+    in_channels=16,
+    num_layers=2,
+    num_single_layers=3,
+    attention_head_dim=12,
+    num_attention_heads=2,
+    joint_attention_dim=24,
+    axes_dims_rope=(2, 4, 6),
+)
+FLUX_VAE = XL_VAE | dict(scaling_factor=0.36, shift_factor=0.12, use_quant_conv=False, use_post_quant_conv=False)
+FLUX_SHIFT = dict(use_dynamic_shifting=True, base_image_seq_len=16, max_image_seq_len=128)
+
+
+def flux(folder: Path, cls: str = "FluxPipeline", **changes: Any) -> Path:
+    """Flux in miniature, 8 pixels a token; `changes` are keys of the transformer's config."""
+    import diffusers
+
+    config = FLUX | dict(pooled_projection_dim=24, guidance_embeds=True) | changes
+    pipe = getattr(diffusers, cls)(
+        transformer=redraw(diffusers.FluxTransformer2DModel(**config), 1),
+        vae=redraw(diffusers.AutoencoderKL(**FLUX_VAE), 2),
+        text_encoder=text_encoder(3),
+        text_encoder_2=t5_encoder(4),
+        tokenizer=_tokenizer(folder),
+        tokenizer_2=t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLUX_SHIFT if config["guidance_embeds"] else {}),
+    )
+    pipe.save_pretrained(folder)
+    tokenizer_files(folder / "tokenizer")
+    return folder
+
+
+def chroma(folder: Path) -> Path:
+    """Chroma in miniature."""
+    import diffusers
+
+    small = dict(approximator_num_channels=16, approximator_hidden_dim=20, approximator_layers=2)
+    pipe = diffusers.ChromaPipeline(
+        transformer=redraw(diffusers.ChromaTransformer2DModel(**FLUX | small), 1),
+        vae=redraw(diffusers.AutoencoderKL(**FLUX_VAE), 2),
+        text_encoder=t5_encoder(4),
+        tokenizer=t5_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_beta_sigmas=True),
+    )
+    pipe.save_pretrained(folder)
     return folder
 
 

@@ -18,8 +18,11 @@ OURS: dict[str, Any] = {"seed": None, "cancel": None, "scheduler": None}
 """Parameters that every pipeline has beyond those of its family."""
 
 INPUTS = {"image2image": "image", "inpaint": "mask_image"}
-BATCHED = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "image", "mask_image", "masked_image_latents")
-EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds", "latents")
+BATCHED = ("image", "mask_image", "masked_image_latents", "control_mask", *prompts.TEXTS)
+EMBEDS = [
+    *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
+    *("prompt_attention_mask", "negative_prompt_attention_mask", "latents"),
+]
 NUMBERS = [  # and other single values
     "height",
     "width",
@@ -27,6 +30,13 @@ NUMBERS = [  # and other single values
     "original_inference_steps",
     "guidance_scale",
     "guidance_rescale",
+    "true_cfg_scale",
+    "max_sequence_length",
+    "mu",
+    "skip_layer_guidance_scale",
+    "skip_layer_guidance_start",
+    "skip_layer_guidance_stop",
+    "max_area",
     "eta",
     "clip_skip",
     "strength",
@@ -40,6 +50,7 @@ NUMBERS = [  # and other single values
     "scheduler",
 ]
 SEQUENCES = [
+    "skip_guidance_layers",
     "timesteps",
     "sigmas",
     "original_size",
@@ -89,7 +100,7 @@ def bind(family: Family, task: str, class_name: str, given: dict[str, Any]) -> B
     surplus = [name for name, value in given.items() if name not in params and name not in OURS and value is not None]
     if surplus:
         raise TypeError(_surplus(family, chosen, surplus[0]))
-    missing = [NAME for NAME in _needed(chosen) if given.get(NAME) is None]
+    missing = [name for name in _needed(family, chosen) if given.get(name) is None]
     if missing:
         raise ValueError(f"{NOUNS[chosen].capitalize()} needs {' and '.join(missing)}.")
     return Bound(
@@ -97,8 +108,9 @@ def bind(family: Family, task: str, class_name: str, given: dict[str, Any]) -> B
     )
 
 
-def _needed(task: str) -> list[str]:
-    return {"image2image": ["image"], "inpaint": ["image", "mask_image"]}.get(task, [])
+def _needed(family: Family, task: str) -> Sequence[str]:
+    own = family.tasks[task].needs
+    return own if own is not None else {"image2image": ["image"], "inpaint": ["image", "mask_image"]}.get(task, [])
 
 
 def _refuse_unknown(family: Family, allowed: list[str], class_name: str, given: Iterable[str]) -> None:
@@ -132,7 +144,7 @@ def _run(args: dict[str, Any], settings: Mapping[str, Any]) -> Run:
     count = prompts.count(args)
     kinds.check(args, count)
     batch = count * args["num_images_per_prompt"]
-    random = Random(_generators(args, batch), batch)
+    random = Random(_generators(args, batch), batch, apart=args["seed"] is not None)
     run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"])
     run.cancel = args["cancel"] or threading.Event()
     return run

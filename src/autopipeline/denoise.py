@@ -22,6 +22,7 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
     task = bind(stage, run)
     x = x0 = task.begin(solver, grid)
     cond = stage.condition(run, x)
+    known = stage.guide(run).branches[: _blocks(cond, len(x))]  # the branches that there are rows for
     indices = grid.indices
     for position, i in enumerate(indices):
         if run.interrupted:
@@ -29,9 +30,9 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
         t = grid.timesteps[i]
         run.now = Moment(position, len(grid.timesteps) - grid.begin, t)
         guide = stage.guide(run)
-        rows = len(guide.branches) * len(x)
-        cond = {name: entry[-rows:] for name, entry in cond.items()}  # a callback may end the guidance
-        full = cond | _extra(stage, task, run, guide.branches)
+        if set(guide.branches) < set(known):  # a callback has ended the guidance
+            cond, known = _for_branches(cond, known, guide.branches, len(x)), guide.branches
+        full = _for_branches(cond, known, guide.branches, len(x)) | _extra(stage, task, run, guide.branches)
         answer = yield Ask(
             solver.scale(x, i), t.expand(len(x)), full, guide.branches, stage.predict, stage.network, stage.beside
         )
@@ -44,9 +45,31 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
         changes = yield Step(stage.name, position, len(indices), t, seen, x0)
         if changes:
             x, x0 = changes.get("latents", x), changes.get("denoised", x0)  # type: ignore[union-attr]
-            cond = cond | {own: changes[name] for own, name in stage.public.items() if name in changes}  # type: ignore[operator,index]
+            cond = cond | _changed(stage, cond, changes, len(x))  # type: ignore[arg-type]
             task.replace(changes)  # type: ignore[arg-type]
     return stage.emit(x, x0)
+
+
+def _blocks(cond: Cond, batch: int) -> int:
+    """How many branches the conditioning has rows for."""
+    return max((len(entry) for entry in cond.values()), default=0) // batch
+
+
+def _for_branches(cond: Cond, known: tuple[str, ...], branches: tuple[str, ...], batch: int) -> Cond:
+    """The rows of these branches; one that comes and goes without rows of its own takes those of the prompt."""
+
+    def rows(entry: Tensor) -> Tensor:
+        held = known[len(known) - len(entry) // batch :]  # a callback that ends the guidance gives fewer rows
+        if held == branches:
+            return entry
+        if "negative" in branches and "negative" not in held:
+            raise ValueError(
+                "A run that began without guidance can't go on with it; begin with guidance_scale above 1."
+            )
+        parts = dict(zip(held, entry.split(batch), strict=True))
+        return torch.cat([parts[branch if branch in parts else "positive"] for branch in branches])
+
+    return {name: rows(entry) for name, entry in cond.items()}
 
 
 def _extra(stage: Stage, task: BoundTask, run: Run, branches: tuple[str, ...]) -> Cond:
@@ -63,9 +86,19 @@ def _variance(pred: Pred) -> dict[str, Tensor]:
 def _public(stage: Stage, cond: Cond, branches: tuple[str, ...], batch: int) -> dict[str, Tensor]:
     """Conditioning by the names that callbacks know; the rows of the negative branch once more by themselves."""
     named = {name: cond[own] for own, name in stage.public.items() if own in cond}
+    if stage.prompt_alone:
+        return {name: rows[-batch:] for name, rows in named.items()}
     if branches[0] == "negative":
         named |= {f"negative_{name}": rows[:batch] for name, rows in named.items()}
     return named
+
+
+def _changed(stage: Stage, cond: Cond, changes: Mapping[str, Tensor], batch: int) -> Cond:
+    """The conditioning entries that a callback gave back; where it saw the prompt's rows alone, the others stay."""
+    given = {own: changes[name] for own, name in stage.public.items() if name in changes}
+    if not stage.prompt_alone:
+        return given
+    return {own: torch.cat([cond[own][:-batch], rows.to(cond[own])]) for own, rows in given.items()}
 
 
 @torch.no_grad()

@@ -56,15 +56,16 @@ class ClassifierFree(NamedTuple):
 
 
 class Perturbed(NamedTuple):
-    """Another rule, and away from what the network says without self-attention (Ahn et al. 2024)."""
+    """Another rule, and away from what a weaker network says: without self-attention (Ahn et al. 2024), say."""
 
     guide: Guidance
     scale: float | Tensor
+    weaker: str = "perturbed"
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """Those of the other rule, whose last one is the prompt's; then the prompt's again, perturbed."""
-        return (*self.guide.branches, "perturbed")
+        """Those of the other rule, whose last one is the prompt's; then the prompt's again, by the weaker network."""
+        return (*self.guide.branches, self.weaker)
 
     def combine(self, preds: Sequence[Pred], push: Tensor | None = None) -> Pred:
         """The other rule's prediction, pushed by scale * (positive - perturbed)."""

@@ -47,6 +47,13 @@ NUMBERS: dict[str, Number] = {
     "original_inference_steps": _SIZE,
     "guidance_scale": Number(),
     "guidance_rescale": Number(0, 1),
+    "true_cfg_scale": Number(),
+    "max_sequence_length": Number(1, whole=True),
+    "mu": Number(optional=True),
+    "skip_layer_guidance_scale": Number(),
+    "skip_layer_guidance_start": Number(),
+    "skip_layer_guidance_stop": Number(),
+    "max_area": Number(1, whole=True),
     "eta": Number(0),
     "clip_skip": Number(0, whole=True, optional=True),
     "strength": Number(0, 1),
@@ -61,7 +68,7 @@ NUMBERS: dict[str, Number] = {
 PAIRS = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 CROPS = ("crops_coords_top_left", "negative_crops_coords_top_left")
 RANKS = {"prompt_embeds": 3, "pooled_prompt_embeds": 2}
-TENSORS = ("latents", "masked_image_latents")
+TENSORS = ("latents", "masked_image_latents", "controlnet_pooled_projections")
 
 
 def check(args: Mapping[str, Any], prompts: int) -> None:
@@ -79,7 +86,7 @@ def check(args: Mapping[str, Any], prompts: int) -> None:
         for full in (name, f"negative_{name}"):
             if args.get(full) is not None:
                 _check_embeds(full, args[full], rank, prompts)
-    for name in ("timesteps", "sigmas"):
+    for name in ("timesteps", "sigmas", "skip_guidance_layers"):
         if args.get(name) is not None and not _is_row(args[name]):
             raise _wrong(name, args[name], "a list of numbers")
     _check_objects(args)

@@ -222,4 +222,4 @@ def _supporting(task: str) -> str:
 
 def built() -> dict[str, Coordinates]:
     """Class name -> coordinates of every pipeline class that this version can run."""
-    return {name: Coordinates(row, task) for row in rows() if row.built for task, name in row.classes.items()}
+    return {name: here for name, here in _by_name().items() if here.row.built and name in here.row.classes.values()}

@@ -192,11 +192,12 @@ class DiffusionPipeline:
             raise ValueError(reason)
         if args["output_type"] not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={args['output_type']!r} has to be 'pil', 'np', 'pt' or 'latent'.")
-        scale = args["cross_attention_kwargs"]
-        if scale is not None and not isinstance(scale, Mapping):
-            raise TypeError(f"cross_attention_kwargs has to be a dict such as {{'scale': 1.0}}, not {scale!r}.")
-        if scale and (set(scale) != {"scale"} or scale["scale"] != 1.0):
-            raise ValueError(f"cross_attention_kwargs={scale} scales adapters, and none is loaded.")
+        for name in ("cross_attention_kwargs", "joint_attention_kwargs"):
+            scale = args.get(name)
+            if scale is not None and not isinstance(scale, Mapping):
+                raise TypeError(f"{name} has to be a dict such as {{'scale': 1.0}}, not {scale!r}.")
+            if scale and (set(scale) != {"scale"} or scale["scale"] != 1.0):
+                raise ValueError(f"{name}={scale} scales adapters, and none is loaded.")
         if args.get("padding_mask_crop") is not None:
             if args["output_type"] != "pil":
                 raise ValueError("padding_mask_crop needs output_type='pil', as the result is pasted into the picture.")
@@ -320,7 +321,7 @@ class DiffusionPipeline:
             return Output(x)
         done: Finished = self.family.finish(self.components, run, x)
         shown = images.to_output(done.pictures, kind, None if done.flagged is None else [not f for f in done.flagged])
-        if run.get("padding_mask_crop") is not None:
+        if run.get("padding_mask_crop") is not None and self.family.tasks[task].pasted:
             box = crop_box(run)
             shown = [images.overlay(picture, run["image"], run["mask_image"], box) for picture in shown]
         return Output(shown, done.flagged)
@@ -506,7 +507,7 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
     class_name = type(part).__name__
     if class_name == "StableDiffusionSafetyChecker":
         return ["stable_diffusion", class_name]
-    return ["transformers" if class_name.startswith("CLIP") else "diffusers", class_name]
+    return ["transformers" if class_name.startswith(("CLIP", "T5", "UMT5")) else "diffusers", class_name]
 
 
 def _wanted(index: Any, parts: Mapping[str, Any]) -> set[str]:
@@ -578,11 +579,10 @@ _LOCK = threading.Lock()
 
 def pipeline_class(coordinates: Coordinates) -> type[DiffusionPipeline]:
     """The public class at these coordinates, made once."""
-    row, task = coordinates.row, coordinates.task
-    name = row.classes[task]
+    name = coordinates.row.classes[coordinates.task]
     with _LOCK:
         if name not in _CLASSES:
-            _CLASSES[name] = _make(name, coordinates)
+            _CLASSES[name] = _make(name, names.find(name) or coordinates)  # one class may stand for several tasks
     return _CLASSES[name]
 
 

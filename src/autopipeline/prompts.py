@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
+"""Arguments that are texts, or one for each prompt."""
+
 
 def count(args: Mapping[str, Any]) -> int:
     """How many prompts a call has."""
@@ -31,7 +34,7 @@ def count(args: Mapping[str, Any]) -> int:
 def check(args: Mapping[str, Any]) -> None:
     """Refuse prompts and embeddings that contradict each other."""
     prompts = count(args)
-    for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+    for name in TEXTS:
         value = args.get(name)
         if value is None:
             continue
@@ -53,7 +56,7 @@ def check_pooled(args: Mapping[str, Any]) -> None:
         pooled = name.replace("prompt", "pooled_prompt")
         if args.get(name) is not None and args.get(pooled) is None:
             raise ValueError(f"{name} needs {pooled} beside it.")
-    said = [args.get(name) for name in ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds")]
+    said = [args.get(name) for name in (*TEXTS[3:], "negative_prompt_embeds")]
     if args.get("negative_pooled_prompt_embeds") is not None and all(value is None for value in said):
         raise ValueError("negative_pooled_prompt_embeds needs negative_prompt_embeds or negative_prompt beside it.")
 
@@ -79,14 +82,23 @@ def tokens(tokenizer: Any, texts: list[str], length: int | None = None) -> Tenso
             f"prompt_embeds has {length} tokens, but the text encoder reads {most}; pass negative_prompt_embeds too."
         )
     for text in texts:
-        lost = tokenizer.cut(text)
-        if lost:
-            warnings.warn(
-                f"The prompt is longer than the {tokenizer.model_max_length} tokens that the text encoder reads; "
-                f"this part is cut: {lost!r}",
-                stacklevel=2,
-            )
+        _warn_of_cut(tokenizer.cut(text), most)
     return tokenizer(texts, length)
+
+
+def long_tokens(tokenizer: Any, texts: list[str], length: int) -> Tensor:
+    """Token ids (B, `length`) for an encoder that takes any length (T5's); what does not fit is cut, with a warning."""
+    for text in texts:
+        _warn_of_cut(tokenizer.cut(text, length), length)
+    return tokenizer(texts, length)
+
+
+def _warn_of_cut(lost: str, most: int) -> None:
+    if lost:
+        warnings.warn(
+            f"The prompt is longer than the {most} tokens that the text encoder reads; this part is cut: {lost!r}",
+            stacklevel=3,
+        )
 
 
 def each(x: Tensor, times: int) -> Tensor:

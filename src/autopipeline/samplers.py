@@ -52,7 +52,6 @@ SAMPLERS: tuple[Sampler, ...] = (
     Sampler("UniPC", "UniPCMultistepScheduler", aliases=("uni pc", "uni pc bh2"), flow="UniPCMultistepScheduler"),
     Sampler("DEIS", "DEISMultistepScheduler", flow="DEISMultistepScheduler"),
     Sampler("SA-Solver", "SASolverScheduler", flow="SASolverScheduler"),
-    Sampler("iPNDM", "IPNDMScheduler"),
     Sampler("Restart", "RestartScheduler"),
     Sampler("DDIM", "DDIMScheduler"),
     Sampler("DDPM", "DDPMScheduler"),
@@ -72,7 +71,11 @@ LEVELS: Mapping[str, Changes] = {
 }
 """The words that may follow a solver's name, and what they set: which noise levels are walked."""
 
-_CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_OWN = (
+    *("algorithm_type", "solver_type", "solver_order", "predict_x0"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
+)
+"""What a name decides: keys that don't go over from another solver's configuration."""
 
 
 def bare(name: str) -> str:
@@ -116,7 +119,9 @@ def scheduler(name: str, current: Scheduler) -> Scheduler:
         able = [row.name for row in SAMPLERS if getattr(row, kind)]
         raise ValueError(f"{sampler.name} does not fit a model of the {KINDS[kind]}; it takes {', '.join(able)}.")
     target = getattr(schedulers, class_name)
-    changes: dict[str, Any] = {key: False for key in _CURVES if key in target.defaults}
+    changes = {key: target.defaults[key] for key in _OWN if key in target.defaults}
+    if "clip_sample" in target.defaults and "clip_sample" not in current.config:
+        changes["clip_sample"] = False  # the classes' own default is for pixels; latents don't end at 1
     changes |= dict(sampler.config) | _levels(target, word) | _flow(target, current.config, kind)
     return target.from_config(current.config, **changes)
 

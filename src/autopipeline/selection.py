@@ -67,6 +67,7 @@ def possible(configs: Mapping[str, Mapping[str, Any]], task: str) -> str | None:
     """None if the networks can do the task, else the reason in a sentence.
 
     A network made for inpainting takes the mask and the masked picture beside x: 2 c + 1 channels in place of c.
+    Transformers may take their latents in patches of 2 x 2, and another picture beside them.
     """
     denoiser = configs.get("unet") or configs.get("transformer") or {}
     channels, latent = denoiser.get("in_channels"), configs.get("vae", {}).get("latent_channels", 4)
@@ -74,6 +75,8 @@ def possible(configs: Mapping[str, Mapping[str, Any]], task: str) -> str | None:
         return None
     if not isinstance(channels, int) or not isinstance(latent, int):
         return f"Its configs give {channels!r} and {latent!r} as numbers of channels."
+    if channels in (4 * latent, 8 * latent) and "transformer" in configs:
+        return None
     if channels == 2 * latent + 1:
         made = f"Its denoising network takes {channels} channels: it was made for inpainting"
         return None if task == "inpaint" else f"{made} and can't do {NOUNS[task]}; use {AUTO['inpaint']}."

@@ -19,15 +19,23 @@ class Space(Protocol):
 
     @property
     def channels(self) -> int:
-        """Channels of x."""
+        """Channels of the latents that a caller may give."""
         ...
 
     def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
         """The shape of x for pictures of height x width pixels."""
         ...
 
+    def noise(self, random: Random, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Standard-normal noise of the shape of x, drawn in the order that users of the seed know."""
+        ...
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, h, w), as a caller gives them, in the layout of x; what has it already is left alone."""
+        ...
+
     def pixels(self, run: Run, image: Any) -> Tensor:
-        """The caller's pictures as (B, 3, H, W) in -1..1; what has the channels of x already is left alone."""
+        """The caller's pictures as (B, 3, H, W) in -1..1; latents with their channels (B, C, h, w) are left alone."""
         ...
 
     def masked_pixels(self, run: Run) -> tuple[Tensor, Tensor]:
@@ -38,8 +46,11 @@ class Space(Protocol):
         """A mask of the size of x."""
         ...
 
-    def encode(self, pixels: Tensor, random: Random, plain: bool = False) -> Tensor:
-        """Pictures to x; `plain` leaves out the statistics that some autoencoders give."""
+    def encode(self, pixels: Tensor, random: Random | None, plain: bool = False) -> Tensor:
+        """Pictures to x, sampled (without random numbers: the most likely one).
+
+        `plain` leaves out the statistics that some autoencoders give.
+        """
         ...
 
     def decode(self, x: Tensor) -> Tensor:
@@ -52,6 +63,8 @@ class LatentSpace(NamedTuple):
 
     vae: Any  # AutoencoderKL or AutoencoderTiny
     upcast: bool = False  # compute in float32 where the autoencoder asks for it (`force_upcast`)
+    patch: int = 1  # sides are multiples of so many latents
+    shifted: bool = True  # by the autoencoder's `shift_factor`, where it has one
 
     @property
     def channels(self) -> int:
@@ -63,16 +76,29 @@ class LatentSpace(NamedTuple):
         """Pixels of the picture for each latent, along one side."""
         return factor(self.vae)
 
+    @property
+    def multiple(self) -> int:
+        """Sides of pictures are multiples of so many pixels."""
+        return self.factor * self.patch
+
     def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
         """(B, C, H / factor, W / factor)."""
         return run.batch, self.channels, height // self.factor, width // self.factor
+
+    def noise(self, random: Random, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Drawn as it is."""
+        return random.normal(shape, dtype=dtype, device=device)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """The latents themselves."""
+        return latents
 
     def pixels(self, run: Run, image: Any) -> Tensor:
         """Pictures of any kind, at the call's size if it has one; rounded down to multiples of the factor."""
         latents = self._given(image)
         if latents is not None:
             return latents
-        return images.pixels(image, run.get("height"), run.get("width"), multiple=self.factor)
+        return images.pixels(image, run.get("height"), run.get("width"), multiple=self.multiple)
 
     def _given(self, image: Any) -> Tensor | None:
         """Latents that the caller gives for a picture: a tensor with their channels, or a list of such."""
@@ -85,7 +111,7 @@ class LatentSpace(NamedTuple):
         """Picture and mask, both cropped around the mask if `padding_mask_crop` is given, at the size of the result."""
         height, width, image = run["height"], run["width"], run["image"]
         box = crop_box(run)
-        fit: dict[str, Any] = {"crop": box, "fill": box is not None, "multiple": self.factor}
+        fit: dict[str, Any] = {"crop": box, "fill": box is not None, "multiple": self.multiple}
         latents = self._given(image)
         pixels = images.pixels(image, height, width, **fit) if latents is None else latents
         return pixels, images.pixels(run["mask_image"], height, width, signed=False, grey=True, binary=True, **fit)
@@ -94,11 +120,14 @@ class LatentSpace(NamedTuple):
         """Nearest neighbours at the size of the latents."""
         return functional.interpolate(mask, size=(mask.shape[-2] // self.factor, mask.shape[-1] // self.factor))
 
-    def encode(self, pixels: Tensor, random: Random, plain: bool = False) -> Tensor:
+    def encode(self, pixels: Tensor, random: Random | None, plain: bool = False) -> Tensor:
         """A sample of the posterior (with its draw), scaled; an autoencoder without doubt gives its one answer."""
         vae = self._computing(always=True)
         posterior = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
-        x = posterior.mode() if posterior.std is None else posterior.sample(random.like(posterior.mean))
+        x = posterior.mode()
+        if random is not None and posterior.std is not None:
+            x = posterior.sample(random.like(posterior.mean))
+        x = x - self._shift
         scale, shift = self.vae.config.scaling_factor, None if plain else self._statistics(x)
         return x * scale if shift is None else (x - shift[0]) * scale / shift[1]
 
@@ -107,6 +136,7 @@ class LatentSpace(NamedTuple):
         vae = self._computing()
         scale, shift = self.vae.config.scaling_factor, self._statistics(x)
         z = x / scale if shift is None else x * shift[1] / scale + shift[0]
+        z = z + self._shift
         pictures = vae.decode(z.to(device=vae.device, dtype=vae.dtype))
         if not torch.isfinite(pictures).all():
             raise NotFiniteError("The vae gave NaN or infinity while decoding; float16 is too narrow for some of them.")
@@ -116,6 +146,11 @@ class LatentSpace(NamedTuple):
         """A cheap look at the pictures: latents averaged to at most 16 a side, then decoded."""
         window = max(1, -(-max(x0.shape[-2:]) // 16))
         return self.decode(functional.avg_pool2d(x0, window, ceil_mode=True))
+
+    @property
+    def _shift(self) -> float:
+        """The mean of all latents, where the autoencoder names one."""
+        return (self.vae.config.get("shift_factor") or 0.0) if self.shifted else 0.0
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         config = self.vae.config
@@ -130,6 +165,64 @@ class LatentSpace(NamedTuple):
         if self.upcast and narrow and self.vae.config.get("force_upcast", False):
             return copy.deepcopy(self.vae).float()
         return self.vae
+
+
+class Packed(NamedTuple):
+    """Latents in patches of 2 x 2, row by row: (B, h / 2 * w / 2, 4 C), as transformers take them."""
+
+    latents: LatentSpace
+    height: int  # h, w of the latents
+    width: int
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.latents.channels
+
+    def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
+        """(B, h / 2 * w / 2, 4 C)."""
+        return run.batch, self.height // 2 * (self.width // 2), 4 * self.channels
+
+    def noise(self, random: Random, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Drawn as latents, packed then."""
+        full = (shape[0], self.channels, self.height, self.width)
+        return self.pack(random.normal(full, dtype=dtype, device=device))
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, h / 2 * w / 2, 4 C)."""
+        if latents.ndim != 4:
+            return latents
+        b, c, h, w = latents.shape
+        return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, 4 * c)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """And back."""
+        patches = x.unflatten(1, (self.height // 2, self.width // 2)).unflatten(3, (-1, 2, 2))
+        return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+    def pixels(self, run: Run, image: Any) -> Tensor:
+        """As for the latents."""
+        return self.latents.pixels(run, image)
+
+    def masked_pixels(self, run: Run) -> tuple[Tensor, Tensor]:
+        """As for the latents."""
+        return self.latents.masked_pixels(run)
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """A mask for every channel, packed."""
+        return self.pack(self.latents.mask(mask).expand(-1, self.channels, -1, -1).contiguous())
+
+    def encode(self, pixels: Tensor, random: Random | None, plain: bool = False) -> Tensor:
+        """As for the latents, packed."""
+        return self.pack(self.latents.encode(pixels, random, plain))
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Unpacked, then as for the latents."""
+        return self.latents.decode(self.unpack(x))
+
+    def preview(self, x0: Tensor) -> Tensor:
+        """Unpacked, then as for the latents."""
+        return self.latents.preview(self.unpack(x0))
 
 
 def factor(vae: Any) -> int:

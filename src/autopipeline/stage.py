@@ -70,17 +70,20 @@ class Random:
     With a list, every draw is made picture by picture, so that a picture does not depend on its neighbours.
     """
 
-    def __init__(self, generator: torch.Generator | list[torch.Generator] | None, batch: int) -> None:
+    def __init__(
+        self, generator: torch.Generator | list[torch.Generator] | None, batch: int, apart: bool = False
+    ) -> None:
         if isinstance(generator, list) and len(generator) != batch:
             raise ValueError(
                 f"{len(generator)} generators were given for {batch} pictures; give one, or one for each picture."
             )
         self.generator = generator
+        self.apart = apart  # no picture's numbers depend on how many others there are, whatever the family's habit
 
     def normal(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Noise of `shape`, drawn where the generator lives and moved to `device`."""
+        """Noise of `shape`, drawn where the generator lives and moved to `device`; of a list, the first ones draw."""
         if isinstance(self.generator, list):
-            rows = [self._draw((1, *shape[1:]), g, dtype, device) for g in self.generator]
+            rows = [self._draw((1, *shape[1:]), g, dtype, device) for g in self.generator[: shape[0]]]
             return torch.cat(rows)
         return self._draw(shape, self.generator, dtype, device)
 
@@ -133,6 +136,7 @@ class Stage:
     predict: Predict
     emit: Callable[[Tensor, Tensor], Tensor] = lambda x, x0: x  # what leaves the stage
     public: Mapping[str, str] = field(default_factory=dict[str, str])  # callbacks' names of conditioning entries
+    prompt_alone: bool = False  # callbacks see those entries' rows of the prompt, not of all branches
     vary: Callable[[Run, tuple[str, ...]], Cond] = lambda run, branches: {}  # entries of one step, for these branches
     beside: tuple[torch.nn.Module, ...] = ()  # networks that `predict` asks as well
 
@@ -190,10 +194,16 @@ class TaskRow:
     params: Mapping[str, Any]
     tensors: tuple[str, ...] = ("latents",)  # what a callback may ask for
     unsaved: tuple[str, ...] = ()  # settings that this task's class writes only where they are not at their default
+    pasted: bool = True  # what `padding_mask_crop` cut out goes back into the picture
     trigger: str | None = None  # the input that asks for this task, where it is not the usual one
+    needs: tuple[str, ...] | None = None  # the inputs that it can't do without, where they are not the usual ones
 
 
 def _no_variants() -> Mapping[frozenset[str], Mapping[str, TaskRow]]:
+    return {}
+
+
+def _no_addons() -> Mapping[str, Callable[[Family], Family]]:
     return {}
 
 
@@ -213,6 +223,7 @@ class Family:
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = lambda components: components  # mends old checkpoints
     read: Callable[[Mapping[str, Any], dict[str, Any]], dict[str, Any]] = lambda components, args: args  # of a call
     variants: Mapping[frozenset[str], Mapping[str, TaskRow]] = field(default_factory=_no_variants)  # tasks by add-ons
+    addons: Mapping[str, Callable[[Family], Family]] = field(default_factory=_no_addons)  # attached in its own way
 
 
 class Finished(NamedTuple):

@@ -1,17 +1,19 @@
-"""CLIP's tokenizer, on the `tokenizers` library."""
+"""CLIP's and T5's tokenizers, on the `tokenizers` library."""
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
+from autopipeline import sentencepiece
 from autopipeline.errors import CheckpointError
 
 PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
@@ -19,13 +21,49 @@ FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-class CLIPTokenizer:
-    """Texts to token ids: start, the text, end, then padding up to `model_max_length`."""
+class _Tokenizer:
+    """What tokenizers share: where they came from, and a length that texts are cut and padded to."""
 
-    def __init__(self, core: Tokenizer, *, length: int, pad: str, source: Path) -> None:
+    files: tuple[str, ...]  # that a folder may have
+
+    def __init__(self, core: Tokenizer, *, length: int, pad: str, end: str, source: Path) -> None:
         self._core, self.model_max_length, self._source = core, length, source
         vocabulary = core.get_vocab()
-        self.start, self.end, self.pad = (vocabulary[token] for token in (START, END, pad))
+        self.end, self.pad = vocabulary[end], vocabulary[pad]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the files that it came from."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name in self.files:
+            if (self._source / name).is_file() and not self._source.samefile(folder):
+                shutil.copyfile(self._source / name, Path(folder, name))
+
+    def _rows(self, texts: Sequence[str], start: list[int], length: int) -> Tensor:
+        """Ids (B, `length`): `start`, what fits of the text, the end, padding."""
+        room = length - len(start) - 1
+        rows: list[list[int]] = []
+        for encoding in self._core.encode_batch([_encodable(text) for text in texts], add_special_tokens=False):
+            row = [*start, *encoding.ids[:room], self.end]
+            rows.append(row + [self.pad] * (length - len(row)))
+        return torch.tensor(rows, dtype=torch.long)
+
+    def _lost(self, text: str, room: int) -> list[str]:
+        """The tokens of a text that don't fit."""
+        ids = self._core.encode(_encodable(text), add_special_tokens=False).ids
+        return [self._core.id_to_token(k) or "" for k in ids[room:]]
+
+    def __len__(self) -> int:
+        return self._core.get_vocab_size()
+
+
+class CLIPTokenizer(_Tokenizer):
+    """Texts to token ids: start, the text, end, then padding up to `model_max_length`."""
+
+    files = FILES
+
+    def __init__(self, core: Tokenizer, *, length: int, pad: str, source: Path) -> None:
+        super().__init__(core, length=length, pad=pad, end=END, source=source)
+        self.start = core.get_vocab()[START]
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> CLIPTokenizer:
@@ -49,34 +87,64 @@ class CLIPTokenizer:
         core.add_special_tokens([AddedToken(token, normalized=False) for token in dict.fromkeys((START, END, pad))])
         return cls(core, length=length if 0 < length < 10**6 else 77, pad=pad, source=path)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Copy the files that it came from."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            if (self._source / name).is_file() and not self._source.samefile(folder):
-                shutil.copyfile(self._source / name, Path(folder, name))
-
     def __call__(self, texts: Sequence[str], length: int | None = None) -> Tensor:
         """Ids (B, `length` or else model_max_length); what does not fit is cut, the end token stays."""
-        length = length or self.model_max_length
-        room = length - 2
-        rows: list[list[int]] = []
-        for encoding in self._core.encode_batch([_encodable(text) for text in texts], add_special_tokens=False):
-            row = [self.start, *encoding.ids[:room], self.end]
-            rows.append(row + [self.pad] * (length - len(row)))
-        return torch.tensor(rows, dtype=torch.long)
+        return self._rows(texts, [self.start], length or self.model_max_length)
 
     def cut(self, text: str) -> str:
         """The part of a text that does not fit; "" if all of it does."""
-        encoding = self._core.encode(_encodable(text), add_special_tokens=False)
-        room = self.model_max_length - 2
-        if len(encoding.ids) <= room:
-            return ""
-        tokens = [self._core.id_to_token(k) for k in encoding.ids[room:]]
-        return self._core.decoder.decode(tokens).replace("</w>", " ").strip()
+        tokens = self._lost(text, self.model_max_length - 2)
+        return self._core.decoder.decode(tokens).replace("</w>", " ").strip() if tokens else ""
 
-    def __len__(self) -> int:
-        return self._core.get_vocab_size()
+
+class _Unigram(NamedTuple):
+    """What a folder says about a unigram model."""
+
+    scores: list[tuple[str, float]]  # pieces by id
+    characters: bytes | None  # table of characters to replace
+    added: list[AddedToken]  # further tokens, by id
+
+
+class T5Tokenizer(_Tokenizer):
+    """Texts to token ids: the text, end, then padding."""
+
+    files = ("spiece.model", "added_tokens.json", *FILES[2:])
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> T5Tokenizer:
+        """Read tokenizer.json or spiece.model from a folder; CheckpointError where both are missing."""
+        path = Path(folder, subfolder) if subfolder else Path(folder)
+        config = _json(path / "tokenizer_config.json")
+        special = config | _json(path / "special_tokens_map.json")
+        unigram = _unigram(path, config)
+        known = [piece for piece, _ in unigram.scores] + [token.content for token in unigram.added]
+        usual = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        pad, end, unknown = (_text(special.get(name) or token) for name, token in usual.items())
+        for token in (pad, end, unknown):
+            if token not in known:
+                raise CheckpointError(f"The tokenizer in {path} does not know its own token {token!r}.")
+        core = Tokenizer(models.Unigram(unigram.scores, known.index(unknown), False))
+        if unigram.characters:
+            core.normalizer = normalizers.Precompiled(unigram.characters)
+        mark = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+        core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), mark])
+        core.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always", split=True)
+        core.add_tokens(unigram.added)
+        length = config.get("model_max_length", 512)
+        return cls(core, length=length if 0 < length < 10**6 else 512, pad=pad, end=end, source=path)
+
+    def __call__(self, texts: Sequence[str], length: int | None = None) -> Tensor:
+        """Ids (B, `length` or else model_max_length); what does not fit is cut, the end token stays."""
+        return self._rows(texts, [], length or self.model_max_length)
+
+    def mask(self, ids: Tensor) -> Tensor:
+        """1 for the text and its end, 0 for the padding after it: (B, L)."""
+        return ((ids == self.end).flip(1).cumsum(1).flip(1) > 0).long()
+
+    def cut(self, text: str, length: int | None = None) -> str:
+        """The part of a text that does not fit; "" if all of it does."""
+        tokens = self._lost(text, (length or self.model_max_length) - 1)
+        return self._core.decoder.decode(tokens).strip() if tokens else ""
 
 
 def _encodable(text: str) -> str:
@@ -114,6 +182,48 @@ def _model(vocabulary: dict[str, int], merges: list[tuple[str, ...]], folder: Pa
         return models.BPE(vocabulary, pairs, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
     except Exception as error:  # whatever the library raises
         raise CheckpointError(f"The tokenizer in {folder} is damaged: {error}.") from None
+
+
+def _unigram(folder: Path, config: dict[str, Any]) -> _Unigram:
+    whole, pieces = folder / "tokenizer.json", folder / "spiece.model"
+    try:
+        if whole.is_file():
+            return _unigram_of_json(whole, _json(whole))
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{whole} holds no unigram model.") from error
+    if not pieces.is_file():
+        raise CheckpointError(f"{folder} has neither tokenizer.json nor spiece.model.")
+    read = sentencepiece.read(pieces)
+    if read.algorithm != sentencepiece.UNIGRAM:
+        raise CheckpointError(f"{pieces} is no unigram model.")
+    marked = (sentencepiece.UNKNOWN, sentencepiece.CONTROL, sentencepiece.USER_DEFINED)
+    added = [AddedToken(piece.text, normalized=False, special=True) for piece in read.pieces if piece.kind in marked]
+    added += [AddedToken(_text(token), normalized=False, special=True) for token in _added(config)]
+    return _Unigram([(piece.text, piece.score) for piece in read.pieces], read.characters, added)
+
+
+def _added(config: dict[str, Any]) -> list[Any]:
+    """Tokens after the pieces: those that the configuration lists, or T5's marks for what is left out."""
+    listed = {int(k): token for k, token in config.get("added_tokens_decoder", {}).items()}
+    if listed:
+        return [listed[k] for k in sorted(listed)]
+    marks = config.get("additional_special_tokens") or config.get("extra_special_tokens")
+    return marks or [f"<extra_id_{k}>" for k in reversed(range(config.get("extra_ids", 100)))]
+
+
+def _unigram_of_json(file: Path, content: dict[str, Any]) -> _Unigram:
+    model = content["model"]
+    if not isinstance(model["vocab"], list):
+        raise CheckpointError(f"{file} holds no unigram model.")
+    flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+    tokens = sorted(content["added_tokens"], key=lambda token: token["id"])
+    added = [AddedToken(**{flag: token[flag] for flag in flags}) for token in tokens]
+    normalizer = content.get("normalizer") or {}
+    tables = [part.get("precompiled_charsmap") for part in normalizer.get("normalizers", [normalizer])]
+    table = next((base64.b64decode(each) for each in tables if each), None)
+    return _Unigram([(piece, score) for piece, score in model["vocab"]], table, added)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -9,10 +9,14 @@ if TYPE_CHECKING:
     from autopipeline.stage import Family
 
 BUILT = {
+    "Control": "autopipeline.addons.control",
     "ControlNet": "autopipeline.addons.controlnet",
     "PAG": "autopipeline.addons.pag",
 }
-"""Name in class names -> the module whose `attach` makes a family with it. The order is that of attaching."""
+"""Name in class names -> the module whose `attach` makes a family with it. The order is that of attaching.
+
+A family whose networks need another way has it in its `addons`.
+"""
 
 
 def attach(family: Family, wanted: frozenset[str]) -> Family:
@@ -24,5 +28,5 @@ def attach(family: Family, wanted: frozenset[str]) -> Family:
     family = replace(family, tasks=family.variants[wanted])
     for name, module in BUILT.items():
         if name in wanted:
-            family = importlib.import_module(module).attach(family)
+            family = (family.addons.get(name) or importlib.import_module(module).attach)(family)
     return family

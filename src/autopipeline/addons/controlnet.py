@@ -39,11 +39,11 @@ def attach(family: Family) -> Family:
 
     def stages(components: Components, run: Run) -> tuple[Stage, ...]:
         *before, last = family.stages(components, run)
-        return (*before, _controlled(last, _nets(components["controlnet"]), run))
+        return (*before, _controlled(last, members(components["controlnet"]), run))
 
     def check(components: Components, args: Mapping[str, Any]) -> None:
         family.check(components, args)
-        _check(len(_nets(components["controlnet"])), args)
+        check_all(len(members(components["controlnet"])), args)
 
     slot = Slot(("ControlNetModel", "MultiControlNetModel"), take=_take)
     return replace(family, slots={**family.slots, "controlnet": slot}, stages=stages, check=check, read=_read)
@@ -53,7 +53,8 @@ def _take(given: Any) -> Any:
     return MultiControlNetModel(given) if isinstance(given, list | tuple) else given
 
 
-def _nets(component: ControlNetModel | MultiControlNetModel) -> Nets:
+def members(component: Any) -> list[Any]:
+    """The ControlNets of a component that is one or several."""
     return component.members if isinstance(component, MultiControlNetModel) else [component]
 
 
@@ -63,15 +64,8 @@ def _read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
     Without a picture to start from, `image` is the ControlNet's.
     """
     name = "control_image" if "control_image" in args else "image"
-    control, count = args[name], len(_nets(components["controlnet"]))
-    if control is None:
-        raise ValueError(f"A ControlNet needs {name}.")
-    if count > 1 and isinstance(control, list | tuple) and isinstance(control[0], list | tuple):
-        control = list(zip(*control, strict=True))  # one list a prompt -> one list a ControlNet
-    if count > 1 and (not isinstance(control, list | tuple) or len(control) != count):
-        raise ValueError(f"{name} has to be a list of {count}, a picture for each ControlNet.")
     read = {key: value for key, value in args.items() if key != name}
-    read |= {f"control_image_{k}": control[k] if count > 1 else control for k in range(count)}
+    read |= pictures(args[name], name, len(members(components["controlnet"])))
     multiple = max(8, factor(components["vae"]))
     sizes = images.sizes(args["image"] if name == "control_image" else read["control_image_0"])
     for side, lengths in zip(("width", "height"), zip(*(size or (0, 0) for size in sizes), strict=True), strict=True):
@@ -81,7 +75,19 @@ def _read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
     return read
 
 
-def _check(count: int, args: Mapping[str, Any]) -> None:
+def pictures(control: Any, name: str, count: int) -> dict[str, Any]:
+    """One argument for each ControlNet's picture."""
+    if control is None:
+        raise ValueError(f"A ControlNet needs {name}.")
+    if count > 1 and isinstance(control, list | tuple) and isinstance(control[0], list | tuple):
+        control = list(zip(*control, strict=True))  # one list a prompt -> one list a ControlNet
+    if count > 1 and (not isinstance(control, list | tuple) or len(control) != count):
+        raise ValueError(f"{name} has to be a list of {count}, a picture for each ControlNet.")
+    return {f"control_image_{k}": control[k] if count > 1 else control for k in range(count)}
+
+
+def check_all(count: int, args: Mapping[str, Any]) -> None:
+    """Refuse lists of other lengths than that of the ControlNets, and windows that are none."""
     for name in params(1.0):
         given = args.get(name)
         if isinstance(given, list | tuple) and len(given) != count:
@@ -131,18 +137,25 @@ def _picture(run: Run, net: ControlNetModel, k: int) -> Tensor:
     return x.repeat_interleave(run.batch // len(x), 0)
 
 
+def scales(run: Run, count: int) -> list[float]:
+    """The strength of each ControlNet at this step: 0 outside its window."""
+    position, total, _ = run.now
+    full = _each(run["controlnet_conditioning_scale"], count)
+    starts, ends = (_each(run[f"control_guidance_{end}"], count) for end in ("start", "end"))
+    inside = [a <= position / total and (position + 1) / total <= b for a, b in zip(starts, ends, strict=True)]
+    return [scale * part for scale, part in zip(full, inside, strict=True)]
+
+
 def _strengths(nets: Nets, run: Run, branches: tuple[str, ...]) -> Tensor:
     """What to multiply each residual with at this step: (branches * B, ControlNets, residuals)."""
-    count, (position, total, _) = len(nets), run.now
-    scales = _each(run["controlnet_conditioning_scale"], count)
-    starts, ends = (_each(run[f"control_guidance_{end}"], count) for end in ("start", "end"))
+    count = len(nets)
     pooled = nets[0].config.global_pool_conditions
     guess = run.get("guess_mode", False)
     table = torch.zeros(len(branches), count, nets[0].residuals)
-    for k, net in enumerate(nets):
-        if position / total >= starts[k] and (position + 1) / total <= ends[k]:
+    for k, (net, scale) in enumerate(zip(nets, scales(run, count), strict=True)):
+        if scale:
             rising = guess and not net.config.global_pool_conditions  # the finer, the weaker
-            table[:, k] = scales[k] * (torch.logspace(-1, 0, net.residuals) if rising else torch.ones(net.residuals))
+            table[:, k] = scale * (torch.logspace(-1, 0, net.residuals) if rising else torch.ones(net.residuals))
     if guess or pooled:
         table[[branch == "negative" for branch in branches]] = 0
     return table.repeat_interleave(run.batch, 0)

@@ -22,12 +22,12 @@ PARAMS: dict[str, Any] = dict(pag_scale=3.0, pag_adaptive_scale=0.0)
 """What a call can say: the strength, and how fast it falls as the timesteps go from 1000 to 0."""
 
 
-def row(task: TaskRow, without: str = "") -> TaskRow:
-    """A task's row with these parameters, and without one that it does not have with them."""
-    return replace(task, params={name: v for name, v in task.params.items() if name != without} | PARAMS)
+def row(task: TaskRow, *without: str) -> TaskRow:
+    """A task's row with these parameters, and without those that it does not have with them."""
+    return replace(task, params={name: v for name, v in task.params.items() if name not in without} | PARAMS)
 
 
-def attach(family: Family) -> Family:
+def attach(family: Family, layers: str = "mid") -> Family:
     """The family with one branch more; the setting `pag_applied_layers` names the self-attentions to perturb."""
 
     def stages(components: Components, run: Run) -> tuple[Stage, ...]:
@@ -41,7 +41,7 @@ def attach(family: Family) -> Family:
             if args[name] < 0:
                 raise ValueError(f"{name}={args[name]} has to be 0 or more.")
 
-    settings = {**family.settings, "pag_applied_layers": "mid"}
+    settings = {**family.settings, "pag_applied_layers": layers}
     return replace(family, settings=settings, stages=stages, check=check)
 
 

@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 BUILT = {
     "stable-diffusion": "autopipeline.families.stable_diffusion",
     "stable-diffusion-xl": "autopipeline.families.stable_diffusion_xl",
+    "stable-diffusion-3": "autopipeline.families.stable_diffusion_3",
     "lcm": "autopipeline.families.lcm",
+    "flux": "autopipeline.families.flux",
+    "flux-kontext": "autopipeline.families.flux_kontext",
+    "chroma": "autopipeline.families.chroma",
 }
 """Family key -> the module whose FAMILY it is."""
 
 ADDONS = {
+    "flux": ("Control", "ControlNet"),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
+    "stable-diffusion-3": ("ControlNet", "PAG"),
 }
 """Family key -> the add-ons that it has tables of tasks for."""
 

@@ -123,7 +123,7 @@ PAG = {
 }
 CONTROLNET_PAG = {
     "text2image": pag.row(CONTROLNET["text2image"]),
-    "inpaint": pag.row(CONTROLNET["inpaint"], without="guess_mode"),
+    "inpaint": pag.row(CONTROLNET["inpaint"], "guess_mode"),
 }
 
 

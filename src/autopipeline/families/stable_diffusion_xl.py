@@ -151,7 +151,7 @@ CONTROLNET = {
 }
 PAG = {"text2image": pag.row(TEXT2IMAGE), "image2image": pag.row(IMAGE2IMAGE), "inpaint": pag.row(INPAINT)}
 CONTROLNET_PAG = {
-    "text2image": pag.row(CONTROLNET["text2image"], without="guess_mode"),
+    "text2image": pag.row(CONTROLNET["text2image"], "guess_mode"),
     "image2image": pag.row(CONTROLNET["image2image"]),
 }
 

@@ -22,13 +22,23 @@ HOMES = {
     "UNet2DConditionModel": "autopipeline.models.unet",
     "ControlNetModel": "autopipeline.models.controlnet",
     "MultiControlNetModel": "autopipeline.models.controlnet",
+    "ChromaTransformer2DModel": "autopipeline.models.chroma",
+    "FluxTransformer2DModel": "autopipeline.models.flux",
+    "FluxControlNetModel": "autopipeline.models.flux_controlnet",
+    "FluxMultiControlNetModel": "autopipeline.models.flux_controlnet",
     "AutoencoderKL": "autopipeline.models.autoencoder_kl",
     "AutoencoderTiny": "autopipeline.models.autoencoder_tiny",
     "CLIPTextModel": "autopipeline.models.clip",
     "CLIPTextModelWithProjection": "autopipeline.models.clip",
     "CLIPVisionModelWithProjection": "autopipeline.models.clip",
+    "SD3Transformer2DModel": "autopipeline.models.sd3",
+    "SD3ControlNetModel": "autopipeline.models.sd3",
+    "SD3MultiControlNetModel": "autopipeline.models.sd3",
+    "T5EncoderModel": "autopipeline.models.t5",
+    "UMT5EncoderModel": "autopipeline.models.t5",
     "StableDiffusionSafetyChecker": "autopipeline.models.safety_checker",
     "CLIPTokenizer": "autopipeline.text",
+    "T5Tokenizer": "autopipeline.text",
     "CLIPImageProcessor": "autopipeline.images",
 }
 """Class name in model_index.json -> the module of ours that has it."""
@@ -38,6 +48,7 @@ ALIASES: dict[str, str] = {
     "CLIPImageProcessorFast": "CLIPImageProcessor",
     "CLIPImageProcessorPil": "CLIPImageProcessor",
     "CLIPTokenizerFast": "CLIPTokenizer",
+    "T5TokenizerFast": "T5Tokenizer",
 }
 
 # A file of weights with a variant.

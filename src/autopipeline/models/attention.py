@@ -7,9 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-    """Scaled dot-product attention over (B, heads, L, D); the one place that computes it."""
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Scaled dot-product attention over (B, heads, L, D), by 1/sqrt(D) unless said; the one place that computes it."""
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
 
 def attend_upcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

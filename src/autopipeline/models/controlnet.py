@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
 from autopipeline.models.embeddings import TimestepEmbedding
+from autopipeline.models.network import Network
 from autopipeline.models.unet import Encoder, Levels, Seen, each, refuse_unknown
 
 
@@ -152,14 +153,16 @@ class ControlNetModel(Encoder):
 class MultiControlNetModel(nn.Module):
     """Several ControlNets, whose residuals are summed; in folders they are `controlnet`, `controlnet_1` ..."""
 
-    def __init__(self, nets: Iterable[ControlNetModel]) -> None:
+    member: type[Network] = ControlNetModel
+
+    def __init__(self, nets: Iterable[Network]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(nets)
 
     @property
-    def members(self) -> list[ControlNetModel]:
+    def members(self) -> list[Any]:
         """The ControlNets themselves."""
-        return [net for net in self.nets if isinstance(net, ControlNetModel)]
+        return list(self.nets)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -174,10 +177,10 @@ class MultiControlNetModel(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:
         """Read the ControlNets in `folder`, `folder`_1 and so on; options are those of a network."""
-        nets: list[ControlNetModel] = []
+        nets: list[Network] = []
         path = Path(folder)
         while path.is_dir():
-            nets.append(ControlNetModel.from_pretrained(path, **options))
+            nets.append(cls.member.from_pretrained(path, **options))
             path = Path(f"{folder}_{len(nets)}")
         if not nets:
             raise CheckpointError(f"There is no controlnet in {folder}.")

@@ -71,6 +71,10 @@ class Stateful:
 
     if TYPE_CHECKING:
         config: Config
+
+        @property
+        def own(self) -> Config: ...  # noqa: D102
+
         defaults: ClassVar[Mapping[str, Any]]
 
         def grid(self, steps: int | None = None, **options: Any) -> Grid: ...  # noqa: D102
@@ -285,7 +289,7 @@ class Stateful:
         """Figures of training (which scripts may replace, for themselves), and keys of the configuration."""
         config = self.__dict__.get("config", {})
         if name in ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod") and "beta_schedule" in self.defaults:
-            return _of_training(config, name, self.walk.grid.sigmas is not None)
+            return _of_training(self.own, name, self.walk.grid.sigmas is not None)
         if name in config:
             what = type(self).__name__
             warnings.warn(f"{what}.{name} is deprecated; read {what}.config.{name}.", FutureWarning, stacklevel=2)

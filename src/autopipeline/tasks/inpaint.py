@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from autopipeline.stage import Cond, Run, Stage
-from autopipeline.tasks.image2image import repeat_to
+from autopipeline.tasks.image2image import repeat_to, sampled_rows
 from autopipeline.tasks.text2image import Text2Image, given_or_drawn
 
 if TYPE_CHECKING:
@@ -20,26 +20,30 @@ class Inpaint(Text2Image):
     """Two ways, by the network: one that sees mask and masked picture (Concat), or an ordinary one (Blend).
 
     Draws: posterior of the picture (where it is needed), noise, posterior of the masked picture (always).
+    `apart`: with a list of generators, each draws its own posterior of a picture that they share.
     """
+
+    apart = True
+    noise_alone = True  # a run over all steps begins with noise, whatever of the picture its first level would leave
 
     def __init__(self, stage: Stage, run: Run) -> None:
         super().__init__(stage, run)
-        inner = int(stage.network.config.in_channels)  # type: ignore[union-attr,arg-type]
-        self.concat = inner != stage.space.channels
+        self.concat = self._concat()
         self.image: Tensor | None = None
-        self._check_channels(inner)
         if not self.concat and run.get("masked_image_latents") is not None:
             raise ValueError(
                 "masked_image_latents has an effect only on networks made for inpainting, not on this one."
             )
 
-    def _check_channels(self, inner: int) -> None:
-        channels = self.stage.space.channels
+    def _concat(self) -> bool:
+        """Whether the network takes mask and masked picture beside x."""
+        channels, inner = self.stage.space.channels, int(self.stage.network.config.in_channels)  # type: ignore[union-attr,arg-type]
         if inner not in (channels, 2 * channels + 1):
             raise ValueError(
                 f"The {self.stage.name} takes {inner} channels; inpainting needs one with {channels} "
                 f"(an ordinary network) or {2 * channels + 1} (one made for inpainting)."
             )
+        return inner != channels
 
     def begin(self, solver: Solver, grid: Grid) -> Tensor:
         """Noise, or the picture and noise, at the first level of the grid."""
@@ -54,11 +58,11 @@ class Inpaint(Text2Image):
             if self.image.shape[1:] != shape[1:]:
                 raise ValueError(f"image has latents of {tuple(self.image.shape[1:])}; this call needs {shape[1:]}.")
         if run.get("denoising_start") is not None:
-            self.noise = run.random.normal(shape, dtype=stage.dtype, device=stage.device)
+            self.noise = space.noise(run.random, shape, dtype=stage.dtype, device=stage.device)
             x = self._source()
         else:
             self.noise = given_or_drawn(stage, run, shape)
-            as_noise = full or run.get("latents") is not None
+            as_noise = (full and self.noise_alone) or run.get("latents") is not None
             x = (
                 self.noise * grid.init_noise_sigma
                 if as_noise
@@ -84,9 +88,9 @@ class Inpaint(Text2Image):
     def _latents(self, pixels: Tensor, batch: int, what: str) -> Tensor:
         stage = self.stage
         if pixels.shape[1] == stage.space.channels:
-            x = pixels.to(device=stage.device, dtype=stage.dtype)
+            x = stage.space.pack(pixels.to(device=stage.device, dtype=stage.dtype))
         else:
-            rows = batch if isinstance(self.run.random.generator, list) else len(pixels)
+            rows = sampled_rows(self.run, len(pixels), self.apart)
             x = stage.space.encode(repeat_to(pixels, rows, what), self.run.random, plain=True).to(stage.dtype)
         return repeat_to(x, batch, what)
 
@@ -109,3 +113,13 @@ class Inpaint(Text2Image):
         """Take over a changed mask or masked picture."""
         self.mask = tensors.get("mask", self.mask)
         self.masked = tensors.get("masked_image_latents", self.masked)
+
+
+class Blend(Inpaint):
+    """The second way alone, for families whose networks never take the mask, on schedules that begin with noise."""
+
+    apart = False
+    noise_alone = False
+
+    def _concat(self) -> bool:
+        return False

@@ -44,7 +44,8 @@ def given_or_drawn(stage: Stage, run: Run, shape: tuple[int, ...]) -> Tensor:
     """The caller's `latents`, or fresh noise of `shape`."""
     latents = run.get("latents")
     if latents is None:
-        return run.random.normal(shape, dtype=stage.dtype, device=stage.device)
+        return stage.space.noise(run.random, shape, dtype=stage.dtype, device=stage.device)
+    latents = stage.space.pack(latents)
     if tuple(latents.shape) != tuple(shape):
         raise ValueError(f"latents have the shape {tuple(latents.shape)}, but this call needs {tuple(shape)}.")
     return latents.to(device=stage.device, dtype=stage.dtype)

@@ -87,13 +87,13 @@ class ScoreSdeVeScheduler(Scheduler):
     @property
     def sigmas(self) -> torch.Tensor:  # type: ignore[override]
         """The levels of the walk, one for each step, or those of `set_sigmas`."""
-        return self.walk.grid.timesteps[:: self.config.correct_steps + 1] if self._levels is None else self._levels
+        return self.walk.grid.timesteps[:: self.config.correct_steps + 1] if self.kept is None else self.kept
 
-    _levels: Tensor | None = None
+    kept: Tensor | None = None
 
     def set_sigmas(self, num_inference_steps: int, **unused: Any) -> None:
         """Keep the levels of the times that are set (all of training, if none are), and set times."""
-        self._levels = self.walk.grid.timesteps[:: self.config.correct_steps + 1]
+        self.kept = self.walk.grid.timesteps[:: self.config.correct_steps + 1]
         self.set_timesteps(num_inference_steps=num_inference_steps)
 
     def step_pred(

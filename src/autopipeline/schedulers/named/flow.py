@@ -36,14 +36,14 @@ class _OnFlow(Scheduler):
 
         Own timesteps are told to the network as they are, and give the sigmas where there are no own ones.
         """
-        total, inverted = self.config.num_train_timesteps, bool(self.config.get("invert_sigmas"))
+        total, inverted = self.config.num_train_timesteps, bool(self.own.get("invert_sigmas"))
         own = None if timesteps is None else np.array(timesteps, dtype=np.float64)
         if sigmas is not None:
             levels = np.array(sigmas, dtype=np.float64)
         else:
             levels = own / total if own is not None else self._even(steps or 1)
-        levels = stretched(shifted(levels, self._shift(mu, shift)), self.config.get("shift_terminal"))
-        if name := grids.curve_of(self.config):
+        levels = stretched(shifted(levels, self._shift(mu, shift)), self.own.get("shift_terminal"))
+        if name := grids.curve_of(self.own):
             if name == "exponential" and levels[-1] <= 0:
                 raise ValueError("use_exponential_sigmas needs sigmas above 0.")
             levels = grids.curve(name, self.config, levels[0], levels[-1], len(levels))
@@ -53,12 +53,12 @@ class _OnFlow(Scheduler):
     def _even(self, steps: int) -> Array:
         """Between the ends of training, which a fixed shift has moved already."""
         least = 1 / self.config.num_train_timesteps
-        if not self.config.get("use_dynamic_shifting"):
+        if not self.own.get("use_dynamic_shifting"):
             least = shifted(least, self.config.shift)
         return np.linspace(1.0, least, steps)
 
     def _shift(self, mu: float | None, shift: float | None) -> float:
-        if not self.config.get("use_dynamic_shifting"):
+        if not self.own.get("use_dynamic_shifting"):
             return self.config.shift if shift is None else shift
         if mu is None:
             raise ValueError("use_dynamic_shifting needs mu, which follows from the size of the picture.")

@@ -46,8 +46,9 @@ class BrownianNoise:
 
     def __call__(self, start: Tensor, end: Tensor) -> Tensor:
         """Unit noise for the way from one sigma to another; the path stands still outside of its ends."""
-        first, last = sorted((start.clamp(self.low, self.high), end.clamp(self.low, self.high)))
-        if last - first < 1e-6:  # less than the path is divided into
+        low, high = (round(float(bound), 6) for bound in (self.low, self.high))  # as finely as the path is divided
+        first, last = sorted(min(max(float(level), low), high) for level in (start, end))
+        if last - first < 1e-6:
             last = first
         rows = torch.stack([path(first, last) for path in self.paths])
         rows = rows * ((end - start).sign() / (end - start).abs().sqrt()).to(rows)
