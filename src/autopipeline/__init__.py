@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Sequence
 from typing import Any
 
-from autopipeline.schedulers import HOMES as SCHEDULERS
+from autopipeline.schedulers import HOMES as _SCHEDULERS
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),
     "autopipeline.text": ("CLIPTokenizer", "T5Tokenizer"),
     "autopipeline.images": ("CLIPImageProcessor",),
-    **SCHEDULERS,
+    **_SCHEDULERS,
 }
 _PUBLIC = {name: home for home, listed in _HOMES.items() for name in listed}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from autopipeline.schedulers.parameterisation import limited
@@ -25,8 +26,8 @@ class DPMPP3MSDE(Exploding, DPMSolver):
     s_noise = 1.0
 
     def drawn(self, i: int, noise: Noise) -> Tensor:
-        """Scaled."""
-        return self.s_noise * noise()
+        """Scaled; none on the way to 0."""
+        return self.s_noise * noise() if self.sigma(i + 1) > 0 else torch.tensor(0.0)
 
 
 class Preconditioned(Solver):
