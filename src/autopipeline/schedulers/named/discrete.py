@@ -180,10 +180,13 @@ class PNDMScheduler(Scheduler):
 
     def locate(self, timestep: Any) -> tuple[Solver, int]:
         """At the time it is told; what was said before counts."""
-        solver = self.walk.solver
-        assert isinstance(solver, discrete.PNDM)
-        solver.times.append(int(timestep))
-        return solver, len(solver.times) - 1
+        self._pndm.times.append(int(timestep))
+        return self._pndm, len(self._pndm.times) - 1
+
+    @property
+    def _pndm(self) -> discrete.PNDM:
+        assert isinstance(self.walk.solver, discrete.PNDM)
+        return self.walk.solver
 
     @property
     def prk_timesteps(self) -> torch.Tensor:
@@ -206,9 +209,8 @@ class PNDMScheduler(Scheduler):
         return self._step_as(0, *args, **keywords)
 
     def _step_as(self, start: int, *args: Any, **keywords: Any) -> Any:
-        solver = self.walk.solver
-        assert isinstance(solver, discrete.PNDM)
-        usual, solver.start = solver.start, solver.count + start
+        solver, usual = self._pndm, self._pndm.start
+        solver.start = solver.count + start
         result = self.step(*args, **keywords)
         solver.start = usual
         return result
@@ -216,11 +218,11 @@ class PNDMScheduler(Scheduler):
     @property
     def ets(self) -> list[torch.Tensor]:
         """What the network said in the last steps."""
-        return self.walk.solver.said  # type: ignore[attr-defined]
+        return self._pndm.said
 
     @ets.setter
     def ets(self, seen: list[torch.Tensor]) -> None:
-        self.walk.solver.said = seen  # type: ignore[attr-defined]
+        self._pndm.said = seen
 
     def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The second time is done twice; with a Runge-Kutta start, the first three steps take four evaluations."""

@@ -141,10 +141,11 @@ class Singlestep(DPMSolver):
 class UniPC(Multistep):
     """Zhao et al. 2023: a predictor, and a corrector that reuses the next evaluation."""
 
+    before: Tensor | None = None  # x that the last step began with
+    order = 1  # of the last step
+
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
-        self.before: Tensor | None = None  # x that the last step began with
-        self.order = 1
         self.predictor = self._other(self.config.solver_p) if self.config.solver_p else None
 
     def _other(self, scheduler: Scheduler) -> Solver:
