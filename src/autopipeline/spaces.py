@@ -65,6 +65,7 @@ class LatentSpace(NamedTuple):
     upcast: bool = False  # compute in float32 where the autoencoder asks for it (`force_upcast`)
     patch: int = 1  # sides are multiples of so many latents
     shifted: bool = True  # by the autoencoder's `shift_factor`, where it has one
+    made: tuple[int, int] | None = None  # height and width that pictures are made at, whatever is asked for
 
     @property
     def channels(self) -> int:
@@ -83,6 +84,7 @@ class LatentSpace(NamedTuple):
 
     def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
         """(B, C, H / factor, W / factor)."""
+        height, width = self.made or (height, width)
         return run.batch, self.channels, height // self.factor, width // self.factor
 
     def noise(self, random: Random, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:

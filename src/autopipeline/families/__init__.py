@@ -20,11 +20,14 @@ BUILT = {
     "flux": "autopipeline.families.flux",
     "flux-kontext": "autopipeline.families.flux_kontext",
     "chroma": "autopipeline.families.chroma",
+    "pixart-alpha": "autopipeline.families.pixart_alpha",
+    "pixart-sigma": "autopipeline.families.pixart_sigma",
 }
 """Family key -> the module whose FAMILY it is."""
 
 ADDONS = {
     "flux": ("Control", "ControlNet"),
+    "pixart-sigma": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),
