@@ -21,6 +21,7 @@ from autopipeline.models.controlnet import MultiControlNetModel as MultiControlN
 from autopipeline.models.flux import FluxTransformer2DModel as FluxTransformer2DModel
 from autopipeline.models.flux_controlnet import FluxControlNetModel as FluxControlNetModel
 from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as FluxMultiControlNetModel
+from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
 from autopipeline.models.sd3 import SD3MultiControlNetModel as SD3MultiControlNetModel
 from autopipeline.models.sd3 import SD3Transformer2DModel as SD3Transformer2DModel
