@@ -119,7 +119,7 @@ def test_sizes_are_those_of_the_peer() -> None:
     tables = {
         side: getattr(pipeline_pixart_sigma, f"ASPECT_RATIO_{side}_BIN", None)
         or getattr(pipeline_pixart_alpha, f"ASPECT_RATIO_{side}_BIN")
-        for side in bins.SIZES
+        for side in (256, 512, 1024, 2048)
     }
     nearest = diffusers.image_processor.PixArtImageProcessor.classify_height_width_bin
     for side, table in tables.items():
