@@ -41,6 +41,10 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "auraflow": tiny.auraflow,
     "hunyuan": tiny.hunyuan,
     "hunyuan-plain": lambda folder: tiny.hunyuan(folder, use_style_cond_and_image_meta_size=False),
+    "pixart-alpha": lambda folder: tiny.pixart(folder, "PixArtAlphaPipeline", use_additional_conditions=True),
+    "pixart-alpha-1024": lambda folder: tiny.pixart(folder, "PixArtAlphaPipeline", sample_size=128, patch_size=4),
+    "pixart-sigma": lambda folder: tiny.pixart(folder, interpolation_scale=2),
+    "pixart-sigma-256": lambda folder: tiny.pixart(folder, sample_size=32, norm_elementwise_affine=True),
     "lcm": tiny.lcm,
 }
 

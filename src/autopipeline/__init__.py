@@ -35,6 +35,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.autoencoder_kl": ("AutoencoderKL",),
     "autopipeline.models.autoencoder_tiny": ("AutoencoderTiny",),
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
+    "autopipeline.models.pixart": ("PixArtTransformer2DModel",),
     "autopipeline.models.sd3": ("SD3ControlNetModel", "SD3MultiControlNetModel", "SD3Transformer2DModel"),
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),
     "autopipeline.text": ("BertTokenizer", "CLIPTokenizer", "LlamaTokenizer", "T5Tokenizer"),

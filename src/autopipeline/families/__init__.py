@@ -22,12 +22,15 @@ BUILT = {
     "chroma": "autopipeline.families.chroma",
     "auraflow": "autopipeline.families.auraflow",
     "hunyuan": "autopipeline.families.hunyuan",
+    "pixart-alpha": "autopipeline.families.pixart_alpha",
+    "pixart-sigma": "autopipeline.families.pixart_sigma",
 }
 """Family key -> the module whose FAMILY it is."""
 
 ADDONS = {
     "flux": ("Control", "ControlNet"),
     "hunyuan": ("PAG",),
+    "pixart-sigma": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),

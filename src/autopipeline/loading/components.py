@@ -34,6 +34,7 @@ HOMES = {
     "CLIPTextModel": "autopipeline.models.clip",
     "CLIPTextModelWithProjection": "autopipeline.models.clip",
     "CLIPVisionModelWithProjection": "autopipeline.models.clip",
+    "PixArtTransformer2DModel": "autopipeline.models.pixart",
     "SD3Transformer2DModel": "autopipeline.models.sd3",
     "SD3ControlNetModel": "autopipeline.models.sd3",
     "SD3MultiControlNetModel": "autopipeline.models.sd3",
@@ -56,6 +57,7 @@ ALIASES: dict[str, str] = {
     "BertTokenizerFast": "BertTokenizer",
     "LlamaTokenizerFast": "LlamaTokenizer",
     "T5TokenizerFast": "T5Tokenizer",
+    "Transformer2DModel": "PixArtTransformer2DModel",  # in older checkpoints
 }
 
 # A file of weights with a variant.

@@ -97,8 +97,11 @@ class DDPM(Discrete):
         """Variance that training added on the way from `after` to t."""
         return 1 - self.product[t] / (self.product[after] if after >= 0 else 1.0)
 
-    def deviation(self, t: int, after: int, predicted: Tensor | None, kind: str) -> Tensor:
-        """Of the noise on the way from t to `after`; `predicted`: what the network says of it, as `kind` has it."""
+    def deviation(self, t: int, after: int, predicted: Tensor | None, kind: str | None) -> Tensor:
+        """Of the noise on the way from t to `after`; `predicted`: what the network says of it, as `kind` has it.
+
+        Without a kind, as in the configurations of other schedulers, it is the small one.
+        """
         if kind in ("learned", "learned_range") and predicted is None:
             raise ValueError(f"variance_type={kind!r} needs a network that predicts the variance.")
         here, there, large = self.product[t], self.product[after] if after >= 0 else 1.0, self.beta(t, after)
@@ -108,7 +111,7 @@ class DDPM(Discrete):
         if kind == "learned_range":
             share = (torch.as_tensor(predicted).float() + 1) / 2
             return (0.5 * (share * large.log() + (1 - share) * small.log())).exp()
-        return (large if kind.startswith("fixed_large") else small).sqrt()
+        return (large if kind and kind.startswith("fixed_large") else small).sqrt()
 
 
 class DDPMParallel(DDPM):
