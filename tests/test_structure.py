@@ -15,7 +15,7 @@ SOURCE = Path(ap.__file__).parent
 ORDER = [
     {"config", "errors"},
     {"models", "schedulers"},
-    {"guidance", "images", "prompts", "sentencepiece", "spaces", "stage", "text"},
+    {"captions", "guidance", "images", "prompts", "sentencepiece", "spaces", "stage", "text"},
     {"denoise"},
     {"addons", "tasks"},
     {"families", "shipped"},

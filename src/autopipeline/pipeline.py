@@ -192,7 +192,7 @@ class DiffusionPipeline:
             raise ValueError(reason)
         if args["output_type"] not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={args['output_type']!r} has to be 'pil', 'np', 'pt' or 'latent'.")
-        for name in ("cross_attention_kwargs", "joint_attention_kwargs"):
+        for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):
             scale = args.get(name)
             if scale is not None and not isinstance(scale, Mapping):
                 raise TypeError(f"{name} has to be a dict such as {{'scale': 1.0}}, not {scale!r}.")
@@ -507,7 +507,7 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
     class_name = type(part).__name__
     if class_name == "StableDiffusionSafetyChecker":
         return ["stable_diffusion", class_name]
-    return ["transformers" if class_name.startswith(("CLIP", "T5", "UMT5")) else "diffusers", class_name]
+    return ["transformers" if class_name.startswith(("CLIP", "T5", "UMT5", "Gemma")) else "diffusers", class_name]
 
 
 def _wanted(index: Any, parts: Mapping[str, Any]) -> set[str]:

@@ -50,6 +50,16 @@ def check(args: Mapping[str, Any]) -> None:
         )
 
 
+def check_masks(args: Mapping[str, Any]) -> None:
+    """Embeddings of encoders that pad come with the mask of the tokens that count."""
+    for name in ("prompt", "negative_prompt"):
+        embeds, mask = args[f"{name}_embeds"], args[f"{name}_attention_mask"]
+        if (embeds is None) != (mask is None):
+            raise ValueError(f"{name}_embeds and {name}_attention_mask need each other.")
+        if embeds is not None and (not isinstance(mask, Tensor) or mask.shape != embeds.shape[:2]):
+            raise ValueError(f"{name}_attention_mask has to be a torch.Tensor of the shape {tuple(embeds.shape[:2])}.")
+
+
 def check_pooled(args: Mapping[str, Any]) -> None:
     """Embeddings of two-encoder families come with their pooled form."""
     for name in ("prompt_embeds", "negative_prompt_embeds"):

@@ -20,11 +20,13 @@ BUILT = {
     "flux": "autopipeline.families.flux",
     "flux-kontext": "autopipeline.families.flux_kontext",
     "chroma": "autopipeline.families.chroma",
+    "sana": "autopipeline.families.sana",
 }
 """Family key -> the module whose FAMILY it is."""
 
 ADDONS = {
     "flux": ("Control", "ControlNet"),
+    "sana": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),

@@ -107,12 +107,7 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
 def check(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse what can't work, before anything is computed."""
     prompts.check(args)
-    for name in ("prompt", "negative_prompt"):
-        embeds, mask = args[f"{name}_embeds"], args[f"{name}_attention_mask"]
-        if (embeds is None) != (mask is None):
-            raise ValueError(f"{name}_embeds and {name}_attention_mask need each other.")
-        if embeds is not None and (not isinstance(mask, Tensor) or mask.shape != embeds.shape[:2]):
-            raise ValueError(f"{name}_attention_mask has to be a torch.Tensor of the shape {tuple(embeds.shape[:2])}.")
+    prompts.check_masks(args)
     flux.check_network(components, args)
     flux.check_size(components, args)
 

@@ -28,17 +28,21 @@ HOMES = {
     "FluxMultiControlNetModel": "autopipeline.models.flux_controlnet",
     "AutoencoderKL": "autopipeline.models.autoencoder_kl",
     "AutoencoderTiny": "autopipeline.models.autoencoder_tiny",
+    "AutoencoderDC": "autopipeline.models.autoencoder_dc",
     "CLIPTextModel": "autopipeline.models.clip",
     "CLIPTextModelWithProjection": "autopipeline.models.clip",
     "CLIPVisionModelWithProjection": "autopipeline.models.clip",
     "SD3Transformer2DModel": "autopipeline.models.sd3",
     "SD3ControlNetModel": "autopipeline.models.sd3",
     "SD3MultiControlNetModel": "autopipeline.models.sd3",
+    "Gemma2Model": "autopipeline.models.gemma2",
+    "SanaTransformer2DModel": "autopipeline.models.sana",
     "T5EncoderModel": "autopipeline.models.t5",
     "UMT5EncoderModel": "autopipeline.models.t5",
     "StableDiffusionSafetyChecker": "autopipeline.models.safety_checker",
     "CLIPTokenizer": "autopipeline.text",
     "T5Tokenizer": "autopipeline.text",
+    "GemmaTokenizer": "autopipeline.text",
     "CLIPImageProcessor": "autopipeline.images",
 }
 """Class name in model_index.json -> the module of ours that has it."""
@@ -49,6 +53,7 @@ ALIASES: dict[str, str] = {
     "CLIPImageProcessorPil": "CLIPImageProcessor",
     "CLIPTokenizerFast": "CLIPTokenizer",
     "T5TokenizerFast": "T5Tokenizer",
+    "GemmaTokenizerFast": "GemmaTokenizer",
 }
 
 # A file of weights with a variant.

@@ -26,6 +26,18 @@ def sinusoidal(t: Tensor, width: int, *, cosine_first: bool, shift: float) -> Te
     return functional.pad(torch.cat(parts, -1), (0, width % 2))
 
 
+def plane_sinusoids(width: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """Places in a plane as sines and cosines of column and row: (R,) and (C,) to (R * C, width) in float32."""
+    quarter = width // 4
+    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    waves: list[Tensor] = []
+    for places in (columns, rows):
+        angles = places.double()[:, None] * frequencies
+        waves.append(torch.cat([angles.sin(), angles.cos()], 1))  # (C or R, width / 2)
+    across, down = waves[0].expand(len(rows), -1, -1), waves[1][:, None].expand(-1, len(columns), -1)
+    return torch.cat([across, down], -1).flatten(0, 1).float()
+
+
 class TimestepEmbedding(nn.Module):
     """Two linear layers over a sinusoidal embedding; `condition` (such as a guidance scale) is added to it before."""
 

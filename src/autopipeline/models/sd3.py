@@ -14,7 +14,7 @@ from torch.nn import functional
 from autopipeline.errors import CheckpointError
 from autopipeline.models.attention import attend
 from autopipeline.models.controlnet import MultiControlNetModel
-from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
+from autopipeline.models.embeddings import TimestepEmbedding, plane_sinusoids, sinusoidal
 from autopipeline.models.network import Network
 
 NORMS: dict[str, type[nn.Module]] = {"rms_norm": nn.RMSNorm, "layer_norm": nn.LayerNorm}
@@ -26,13 +26,7 @@ def grid_sinusoids(width: int, side: int, base: int) -> Tensor:
     Places are told in units of the grid of `base` places a side that the network was made for.
     """
     places = torch.arange(side, dtype=torch.float32) / (side / base)
-    quarter = width // 4
-    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    angles = places.double()[:, None] * frequencies
-    line = torch.cat([angles.sin(), angles.cos()], 1)  # (side, width / 2)
-    columns = line[None].expand(side, side, -1)
-    rows = line[:, None].expand(side, side, -1)
-    return torch.cat([columns, rows], -1).flatten(0, 1)[None].float()
+    return plane_sinusoids(width, places, places)[None]
 
 
 class Patches(nn.Module):
@@ -295,13 +289,15 @@ class SD3Transformer2DModel(Network):
             if residuals and k < len(self.transformer_blocks) - 1:
                 tokens = tokens + residuals[int(k / (len(self.transformer_blocks) / len(residuals)))]
         scale, shift = self.norm_out(emb)
-        return self._picture(self.proj_out(normal(tokens) * (1 + scale) + shift), height, width)
+        return joined_patches(
+            self.proj_out(normal(tokens) * (1 + scale) + shift), height, width, self.config.patch_size
+        )
 
-    def _picture(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """Tokens (B, N, p * p * C) to (B, C, h, w)."""
-        patch = self.config.patch_size
-        squares = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (height, width))
-        return squares.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+def joined_patches(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:
+    """Tokens of height x width patches, (B, N, patch * patch * C), to latents (B, C, h, w)."""
+    squares = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (height, width))
+    return squares.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
 def _check_widths(width: int, text: int) -> None:
