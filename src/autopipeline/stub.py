@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 from autopipeline import _HOMES, families, names  # type: ignore[attr-defined]  # the stub does not show private names
 
@@ -35,10 +36,15 @@ def _class(name: str) -> str:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not star:
             shown.append("*")
             star = True
-        default = "" if parameter.default is inspect.Parameter.empty else f": Any = {parameter.default!r}"
+        default = "" if parameter.default is inspect.Parameter.empty else f": Any = {_value(parameter.default)}"
         shown.append(parameter.name + default)
     body = "".join(f"        {line},\n" for line in shown)
     return f"class {name}(DiffusionPipeline):\n    def __call__(\n{body}    ) -> Any: ...\n"
+
+
+def _value(default: Any) -> str:
+    """A default; whole texts are left out."""
+    return repr(default) if len(repr(default)) < 80 else "..."
 
 
 if __name__ == "__main__":

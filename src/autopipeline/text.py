@@ -150,6 +150,7 @@ class T5Tokenizer(_Tokenizer):
 class GemmaTokenizer(_Tokenizer):
     """Texts to token ids: start, the text, then padding."""
 
+    start: int
     files = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
     @classmethod
@@ -172,10 +173,8 @@ class GemmaTokenizer(_Tokenizer):
                 raise CheckpointError(f"The tokenizer in {path} does not know its own token {token!r}.")
         length = config.get("model_max_length", 8192)
         made = cls(core, length=length if 0 < length < 10**6 else 8192, pad=pad, end=end, source=path)
-        made.start = core.token_to_id(start)
+        made.start = core.get_vocab()[start]
         return made
-
-    start: int
 
     def __call__(self, texts: Sequence[str], length: int | None = None) -> Tensor:
         """Ids (B, `length` or else model_max_length); what does not fit is cut."""

@@ -46,8 +46,8 @@ INSTRUCTION = [
 """What the language model is told before the prompt (section 3.1); the network was trained with these very words."""
 
 SLOTS = {
-    "tokenizer": Slot(("GemmaTokenizer",)),
-    "text_encoder": Slot(("Gemma2Model",)),
+    "tokenizer": Slot(("GemmaTokenizer",), optional=True),
+    "text_encoder": Slot(("Gemma2Model",), optional=True),
     "vae": Slot(("AutoencoderDC",)),
     "transformer": Slot(("SanaTransformer2DModel",)),
     "scheduler": Slot(("Scheduler",)),
@@ -78,6 +78,10 @@ def encode(components: Components, texts: list[str], length: int, instruction: s
     Of the instruction only the first token, which all texts share, is kept; what follows it has seen the rest.
     """
     encoder, tokenizer = components["text_encoder"], components["tokenizer"]
+    if encoder is None or tokenizer is None:
+        raise ValueError(
+            "This checkpoint has no text_encoder with a tokenizer; pass prompt_embeds and prompt_attention_mask."
+        )
     room = length if not instruction else tokenizer.count(instruction) + length - 2
     ids = prompts.long_tokens(tokenizer, [instruction + text for text in texts], room)
     mask = tokenizer.mask(ids).to(encoder.device)

@@ -6,7 +6,7 @@ learn what is to change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from autopipeline.models.linear_attention import BiasedNorm, GatedConvolutions, 
 from autopipeline.models.network import Network
 
 NORMS: dict[str, type[nn.Module]] = {"rms_norm": BiasedNorm, "batch_norm": nn.BatchNorm2d}
+KINDS = ("ResBlock", "EfficientViTBlock")
 
 
 class Residual(nn.Module):
@@ -133,15 +134,22 @@ def copies(x: Tensor, channels: int) -> Tensor:
 class Levels:
     """What a config says about one half of the autoencoder, level by level from the picture's side."""
 
-    def __init__(self, widths: Any, layers: Any, kinds: Any, kernels: Any, head: int, norms: Any, acts: Any) -> None:
-        count = len(widths)
-        self.widths, self.layers, self.kernels, self.head = list(widths), list(layers), list(kernels), head
-        self.kinds, self.norms, self.acts = (_each(value, count) for value in (kinds, norms, acts))
-        for names, known in ((self.kinds, KINDS), (self.norms, NORMS), (self.acts, ACTIVATIONS)):
-            unknown = [name for name in names if name not in known]
-            if unknown:
-                raise CheckpointError(f"An AutoencoderDC with {unknown[0]!r} is not supported.")
+    def __init__(self, config: Any, half: str, norms: str | Sequence[str], activations: str | Sequence[str]) -> None:
+        self.widths: list[int] = list(config[f"{half}_block_out_channels"])
+        self.layers: list[int] = list(config[f"{half}_layers_per_block"])
+        self.kernels: list[list[int]] = list(config[f"{half}_qkv_multiscales"])
+        self.head: int = config["attention_head_dim"]
+        self.kinds = self._each(config[f"{half}_block_types"], KINDS)
+        self.norms, self.acts = self._each(norms, NORMS), self._each(activations, ACTIVATIONS)
         self.first = self.widths[0] if self.layers[0] > 0 else self.widths[1]  # a level without layers is passed over
+
+    def _each(self, names: str | Sequence[str], known: Container[str]) -> list[str]:
+        """A name for each level, from one for all or a list."""
+        many = [names] * len(self.widths) if isinstance(names, str) else list(names)
+        unknown = [name for name in many if name not in known]
+        if unknown:
+            raise CheckpointError(f"An AutoencoderDC with {unknown[0]!r} is not supported.")
+        return many
 
     def blocks(self, k: int) -> list[nn.Module]:
         """The blocks of a level."""
@@ -149,13 +157,6 @@ class Levels:
         if self.kinds[k] == "ResBlock":
             return [Residual(width, norm, self.acts[k]) for _ in range(self.layers[k])]
         return [AttentionBlock(width, self.head, norm, self.kernels[k]) for _ in range(self.layers[k])]
-
-
-KINDS = ("ResBlock", "EfficientViTBlock")
-
-
-def _each(value: Any, count: int) -> list[str]:
-    return [value] * count if isinstance(value, str) else list(value)
 
 
 class Encoder(nn.Module):
@@ -237,21 +238,11 @@ class AutoencoderDC(Network):
         decoder_conv_act_fn: str = "relu",
         scaling_factor: float = 1.0,
     ) -> None:
-        config, head = self.config, attention_head_dim
-        halves = [
-            Levels(
-                *(config[f"{half}_{part}"] for part in ("block_out_channels", "layers_per_block", "block_types")),
-                config[f"{half}_qkv_multiscales"],
-                head,
-                *rest,
-            )
-            for half, rest in (("encoder", ("rms_norm", "silu")), ("decoder", (decoder_norm_types, decoder_act_fns)))
-        ]
+        down = Levels(self.config, "encoder", "rms_norm", "silu")
+        up = Levels(self.config, "decoder", decoder_norm_types, decoder_act_fns)
         fold_down, fold_up = downsample_block_type == "pixel_unshuffle", upsample_block_type != "interpolate"
-        self.encoder = Encoder(in_channels, latent_channels, halves[0], fold_down, encoder_out_shortcut)
-        self.decoder = Decoder(
-            in_channels, latent_channels, halves[1], fold_up, decoder_in_shortcut, decoder_conv_act_fn
-        )
+        self.encoder = Encoder(in_channels, latent_channels, down, fold_down, encoder_out_shortcut)
+        self.decoder = Decoder(in_channels, latent_channels, up, fold_up, decoder_in_shortcut, decoder_conv_act_fn)
 
     def encode(self, x: Tensor) -> Posterior:
         """Pictures (B, 3, H, W) in -1..1 to latents (B, C, h, w), unscaled."""
