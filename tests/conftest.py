@@ -38,6 +38,10 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "flux-control": lambda folder: tiny.flux(folder, "FluxControlPipeline", in_channels=32, out_channels=16),
     "kontext": lambda folder: tiny.flux(folder, "FluxKontextPipeline"),
     "chroma": tiny.chroma,
+    "pixart-alpha": lambda folder: tiny.pixart(folder, "PixArtAlphaPipeline", use_additional_conditions=True),
+    "pixart-alpha-1024": lambda folder: tiny.pixart(folder, "PixArtAlphaPipeline", sample_size=128, patch_size=4),
+    "pixart-sigma": lambda folder: tiny.pixart(folder, interpolation_scale=2),
+    "pixart-sigma-256": lambda folder: tiny.pixart(folder, sample_size=32, norm_elementwise_affine=True),
     "lcm": tiny.lcm,
 }
 

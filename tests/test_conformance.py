@@ -28,12 +28,16 @@ FOLDERS = {
     "flux": "flux",
     "flux-kontext": "kontext",
     "chroma": "chroma",
+    "pixart-alpha": "pixart-alpha",
+    "pixart-sigma": "pixart-sigma",
 }
 SMALL = dict(height=32, width=32, max_sequence_length=16)
 CALLS: dict[str, dict[str, Any]] = {
     "flux": SMALL,
     "flux-kontext": SMALL | dict(max_area=32 * 32, _auto_resize=False),
     "chroma": SMALL,
+    "pixart-alpha": dict(max_sequence_length=16, clean_caption=False),
+    "pixart-sigma": dict(max_sequence_length=16, clean_caption=False),
 }
 """What the calls of a family need to be quick, where its size does not follow from the network."""
 CASES = [(row.key, task) for row in names.rows() if row.built and not row.addons for task in row.classes]

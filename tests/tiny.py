@@ -247,6 +247,31 @@ def chroma(folder: Path) -> Path:
     return folder
 
 
+PIXART = dict(
+    sample_size=16,
+    num_layers=3,
+    attention_head_dim=8,
+    num_attention_heads=3,
+    cross_attention_dim=24,
+    caption_channels=24,
+)
+
+
+def pixart(folder: Path, cls: str = "PixArtSigmaPipeline", **changes: Any) -> Path:
+    """PixArt in miniature; `changes` are keys of the transformer's config."""
+    import diffusers
+
+    pipe = getattr(diffusers, cls)(
+        transformer=redraw(diffusers.PixArtTransformer2DModel(**PIXART | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**XL_VAE), 2),
+        text_encoder=t5_encoder(4),
+        tokenizer=t5_tokenizer(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def lcm(folder: Path) -> Path:
     """A latent consistency model in miniature."""
     return stable_diffusion(

@@ -279,20 +279,23 @@ def inspect(model: str, as_json: bool, revision: str | None, variant: str | None
 @cli.command(**OPTIONS, short_help="List the families and their classes.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def models(as_json: bool) -> int:
-    """List the families and the class for each task; * marks what this version can run."""
+    """List the families and the class for each task; * marks what this version can run, + what only this library has."""
     from autopipeline import names, shipped
 
     rows = names.rows()
     if as_json:
-        table = [{"key": row.key, "built": row.built, **row.classes} for row in rows]
+        table = [{"key": row.key, "built": row.built, "ours": list(row.ours), **row.classes} for row in rows]
         click.echo(json.dumps(table, indent=2))
         return 0
     width = max(len(row.key) for row in rows) + 2
     click.echo("  " + "family".ljust(width) + "".join(names.NOUNS[task].ljust(48) for task in names.TASKS).rstrip())
     for row in rows:
-        cells = "".join(row.classes.get(task, "-").ljust(48) for task in names.TASKS).rstrip()
+        shown = {task: name + " +" * (task in row.ours) for task, name in row.classes.items()}
+        cells = "".join(shown.get(task, "-").ljust(48) for task in names.TASKS).rstrip()
         click.echo(("* " if row.built else "  ") + row.key.ljust(width) + cells)
-    click.echo(f"\n* can be run by this version. Shipped models: {', '.join(shipped.names()) or 'none'}.")
+    click.echo(
+        f"\n* can be run by this version. + only this library has the class. Shipped models: {', '.join(shipped.names()) or 'none'}."
+    )
     return 0
 
 

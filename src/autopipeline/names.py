@@ -32,6 +32,7 @@ class Row:
     addons: frozenset[str]
     classes: dict[str, str]  # task -> class name
     decoders: dict[str, str] = field(default_factory=dict[str, str])  # class of a decoder alone -> its task
+    ours: tuple[str, ...] = ()  # tasks with names by the same rule, but of no class that others know
 
     @property
     def built(self) -> bool:
@@ -51,13 +52,14 @@ class Coordinates:
 _LETTERS = {"t": "text2image", "i": "image2image", "p": "inpaint"}
 
 
-def _row(key: str, stem: str, tasks: str, addons: str = "", family: str = "", **spelled: str) -> Row:
+def _row(key: str, stem: str, tasks: str, addons: str = "", family: str = "", ours: str = "", **spelled: str) -> Row:
     middle = "".join(addons.split())
     classes = {
         _LETTERS[letter]: spelled.get(_LETTERS[letter], f"{stem}{middle}{SUFFIXES[_LETTERS[letter]]}Pipeline")
-        for letter in tasks
+        for letter in tasks + ours
     }
-    return Row(key=key, family=family or key, addons=frozenset(addons.split()), classes=classes)
+    new = tuple(_LETTERS[letter] for letter in ours)
+    return Row(key=key, family=family or key, addons=frozenset(addons.split()), classes=classes, ours=new)
 
 
 def _combined(key: str, stem: str, tasks: str, decoder: str = "") -> Row:
@@ -96,15 +98,15 @@ ROWS = (
     _combined("wuerstchen", "Wuerstchen", "t", "Decoder"),
     _combined("cascade", "StableCascade", "t", "Decoder"),
     _row("lcm", "LatentConsistencyModel", "ti"),
-    _row("pixart-alpha", "PixArtAlpha", "t"),
-    _row("pixart-sigma", "PixArtSigma", "t"),
+    _row("pixart-alpha", "PixArtAlpha", "t", ours="ip"),
+    _row("pixart-sigma", "PixArtSigma", "t", ours="ip"),
     _row("sana", "Sana", "t"),
     _row("sana-pag", "Sana", "t", "PAG", "sana"),
     _row("stable-diffusion-pag", "StableDiffusion", "tip", "PAG", _SD),
     _row("stable-diffusion-controlnet-pag", "StableDiffusion", "tp", "ControlNet PAG", _SD),
     _row("stable-diffusion-xl-pag", "StableDiffusionXL", "tip", "PAG", _XL),
     _row("stable-diffusion-xl-controlnet-pag", "StableDiffusionXL", "ti", "ControlNet PAG", _XL),
-    _row("pixart-sigma-pag", "PixArtSigma", "t", "PAG", "pixart-sigma"),
+    _row("pixart-sigma-pag", "PixArtSigma", "t", "PAG", "pixart-sigma", ours="ip"),
     _row("auraflow", "AuraFlow", "t"),
     _row("flux", _FLUX, "tip"),
     _row("flux-control", _FLUX, "tip", "Control", "flux"),

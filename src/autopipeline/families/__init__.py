@@ -21,12 +21,15 @@ BUILT = {
     "flux-kontext": "autopipeline.families.flux_kontext",
     "chroma": "autopipeline.families.chroma",
     "sana": "autopipeline.families.sana",
+    "pixart-alpha": "autopipeline.families.pixart_alpha",
+    "pixart-sigma": "autopipeline.families.pixart_sigma",
 }
 """Family key -> the module whose FAMILY it is."""
 
 ADDONS = {
     "flux": ("Control", "ControlNet"),
     "sana": ("PAG",),
+    "pixart-sigma": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),

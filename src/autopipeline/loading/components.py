@@ -32,6 +32,7 @@ HOMES = {
     "CLIPTextModel": "autopipeline.models.clip",
     "CLIPTextModelWithProjection": "autopipeline.models.clip",
     "CLIPVisionModelWithProjection": "autopipeline.models.clip",
+    "PixArtTransformer2DModel": "autopipeline.models.pixart",
     "SD3Transformer2DModel": "autopipeline.models.sd3",
     "SD3ControlNetModel": "autopipeline.models.sd3",
     "SD3MultiControlNetModel": "autopipeline.models.sd3",
@@ -54,6 +55,7 @@ ALIASES: dict[str, str] = {
     "CLIPTokenizerFast": "CLIPTokenizer",
     "T5TokenizerFast": "T5Tokenizer",
     "GemmaTokenizerFast": "GemmaTokenizer",
+    "Transformer2DModel": "PixArtTransformer2DModel",  # in older checkpoints
 }
 
 # A file of weights with a variant.

@@ -37,14 +37,19 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context or channels, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None, unmixed: Tensor | None = None) -> Tensor:
-        """(B, L, C) to (B, L, C); where `unmixed` (B,) is true, every place attends to itself alone."""
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, unmixed: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, C) to (B, L, C); where `unmixed` (B,) is true, every place attends to itself alone.
+
+        `mask` (B, 1, 1 or L, T) is added to the scores.
+        """
         source = x if context is None else context
         q, k, v = (
             project(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D)
             for project, rows in ((self.to_q, x), (self.to_k, source), (self.to_v, source))
         )
-        mixed = attend_upcast(q, k, v) if self.upcast else attend(q, k, v)
+        mixed = attend_upcast(q, k, v) if self.upcast else attend(q, k, v, mask)
         if unmixed is not None:
             mixed = torch.where(unmixed[:, None, None, None], v, mixed)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))

@@ -9,45 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
 from autopipeline.models.attention import attend
-from autopipeline.models.embeddings import TimestepEmbedding, plane_sinusoids, sinusoidal
+from autopipeline.models.embeddings import plane_sinusoids
 from autopipeline.models.linear_attention import GatedConvolutions, attend_linearly
 from autopipeline.models.network import Network
+from autopipeline.models.pixart import CaptionProjection, SharedModulation
 from autopipeline.models.sd3 import Patches, joined_patches, normal
 
 NORMS: dict[str, type[nn.Module]] = {"rms_norm_across_heads": nn.RMSNorm, "layer_norm_across_heads": nn.LayerNorm}
-
-
-class TimeModulation(nn.Module):
-    """Time as a vector, and as the six that all blocks share (Chen et al. 2023, adaLN-single)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.emb = nn.Module()
-        self.emb.timestep_embedder = TimestepEmbedding(256, width)
-        self.linear = nn.Linear(width, 6 * width)
-
-    def forward(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) to (B, 6, D) and (B, D)."""
-        waves = sinusoidal(t, 256, cosine_first=True, shift=0).to(self.linear.weight.dtype)
-        time: Tensor = self.emb.timestep_embedder(waves)  # type: ignore[operator]
-        return self.linear(functional.silu(time)).unflatten(1, (6, -1)), time
-
-
-class TextProjection(nn.Module):
-    """Text to the width of the network."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(channels, width)
-        self.linear_2 = nn.Linear(width, width)
-
-    def forward(self, text: Tensor) -> Tensor:
-        """(B, T, channels) to (B, T, D)."""
-        return self.linear_2(functional.gelu(self.linear_1(text), approximate="tanh"))
 
 
 class Attention(nn.Module):
@@ -149,8 +120,8 @@ class SanaTransformer2DModel(Network):
             raise CheckpointError(f"A Sana transformer with qk_norm={qk_norm!r} is not supported.")
         width = num_attention_heads * attention_head_dim
         self.patch_embed = Patches(in_channels, width, patch_size)
-        self.time_embed = TimeModulation(width)
-        self.caption_projection = TextProjection(caption_channels, width)
+        self.time_embed = SharedModulation(width, sized=False)
+        self.caption_projection = CaptionProjection(caption_channels, width)
         self.caption_norm = nn.RMSNorm(width, eps=1e-5)
         self.transformer_blocks = nn.ModuleList([Block(self.config) for _ in range(num_layers)])
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
@@ -182,11 +153,11 @@ class SanaTransformer2DModel(Network):
         tokens = self._placed(self.patch_embed(x), rows, columns)
         text = self.caption_norm(self.caption_projection(encoder_hidden_states))
         bias = (encoder_attention_mask.to(tokens.dtype) - 1)[:, None, None] * 10000.0
-        modulation, time = self.time_embed(t)
+        vectors, time = self.time_embed(t, None, None)
         marked = [] if perturbed is None else perturbed.any(0).tolist()
         for k, block in enumerate(self.transformer_blocks):
             apart = perturbed[:, k] if perturbed is not None and marked[k] else None
-            tokens = block(tokens, text, bias, modulation, rows, apart)
+            tokens = block(tokens, text, bias, vectors, rows, apart)
         shift, scale = (self.scale_shift_table + time[:, None]).chunk(2, 1)
         picture = self.proj_out(normal(tokens) * (1 + scale) + shift)
         return joined_patches(picture, rows, columns, self.config.patch_size)

@@ -1,0 +1,29 @@
+"""PixArt-sigma (Chen et al. 2024): alpha's transformer for larger pictures and longer texts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from autopipeline.addons import pag
+from autopipeline.families import pixart_alpha as alpha
+from autopipeline.stage import Stage
+
+Components = alpha.Components
+
+
+def stages(components: Components, run: alpha.Run) -> tuple[Stage, ...]:
+    """As alpha's; one step alone is a step as any other."""
+    (stage,) = alpha.stages(components, run)
+    return (replace(stage, emit=lambda x, x0: x),)
+
+
+FAMILY = replace(
+    alpha.FAMILY,
+    key="pixart-sigma",
+    stem="PixArtSigma",
+    tasks=alpha.rows(300),
+    stages=stages,
+    variants={frozenset({"PAG"}): alpha.rows(300, pag.PARAMS)},
+    addons={"PAG": partial(pag.attach, layers="blocks.1")},
+)
