@@ -30,6 +30,7 @@ FOLDERS = {
     "chroma": "chroma",
     "pixart-alpha": "pixart-alpha",
     "pixart-sigma": "pixart-sigma",
+    "sana": "sana",
 }
 SMALL = dict(height=32, width=32, max_sequence_length=16)
 CALLS: dict[str, dict[str, Any]] = {
@@ -38,6 +39,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "chroma": SMALL,
     "pixart-alpha": dict(max_sequence_length=16, clean_caption=False),
     "pixart-sigma": dict(max_sequence_length=16, clean_caption=False),
+    "sana": SMALL | dict(use_resolution_binning=False, complex_human_instruction=None),
 }
 """What the calls of a family need to be quick, where its size does not follow from the network."""
 CASES = [(row.key, task) for row in names.rows() if row.built and not row.addons for task in row.classes]

@@ -42,6 +42,16 @@ FLUX = dict(height=32, width=32, max_sequence_length=16)
 FLUX_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), pooled_prompt_embeds=(1, 24))
 TRUE = FLUX | dict(true_cfg_scale=3.0)
 SIGMAS = dict(sigmas=[0.9, 0.6, 0.5, 0.2], strength=0.8)
+SANA = FLUX | dict(use_resolution_binning=False)
+TOLD = ["Paint the sun:", "- a red cat", "Words: "]
+SANA_EMBEDS = dict(
+    prompt=None,
+    negative_prompt=None,
+    prompt_embeds=(1, 16, 24),
+    negative_prompt_embeds=(1, 16, 24),
+    prompt_attention_mask=torch.arange(16)[None] < 9,
+    negative_prompt_attention_mask=torch.arange(16)[None] < 1,
+)
 KONTEXT = FLUX | dict(max_area=32 * 32, _auto_resize=False)
 MICRO = dict(original_size=(32, 48), crops_coords_top_left=(5, 9), target_size=(64, 72))
 NEGATIVE_MICRO = dict(
@@ -101,6 +111,14 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("kontext", "image2image", KONTEXT | dict(image=(1, 4, 6, 10))),
     ("chroma", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
     ("chroma", "text2image", FLUX | dict(guidance_scale=1.0, width=48, sigmas=[1.0, 0.5])),
+    ("sana", "text2image", SANA | dict(negative_prompt="Sun ", num_images_per_prompt=2)),
+    ("sana", "text2image", SANA | dict(complex_human_instruction=TOLD, guidance_scale=1.0, width=64)),
+    ("sana", "text2image", SANA | dict(prompt=["Cat", "a red sun"], num_images_per_prompt=2, output_type="latent")),
+    ("sana", "text2image", SANA | SANA_EMBEDS | dict(latents=(1, 4, 8, 8))),
+    ("sana", "text2image", dict(height=70, width=250, max_sequence_length=16, complex_human_instruction=None)),
+    ("sana-1.5", "text2image", SANA | dict(height=96, num_inference_steps=3)),
+    ("sana-1.5", "text2image", SANA | dict(timesteps=[950, 600, 100], num_inference_steps=3)),
+    ("sana-1.5", "text2image", SANA | dict(sigmas=[0.9, 0.4])),
     ("lcm", "text2image", dict(guidance_scale=3.0)),
     ("lcm", "image2image", dict(original_inference_steps=20)),
     ("xl", "text2image", {}),
@@ -162,7 +180,8 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("sd", {}), ("xl", {}), ("sd3", {}), ("flux", FLUX), ("chroma", FLUX), ("lcm", {})]
+    ("name", "size"),
+    [("sd", {}), ("xl", {}), ("sd3", {}), ("flux", FLUX), ("chroma", FLUX), ("lcm", {}), ("sana", SANA)],
 )
 def test_callbacks_see_and_change_the_same(pair: Any, name: str, size: dict[str, int]) -> None:
     traces: list[list[Any]] = []

@@ -150,7 +150,7 @@ class T5Tokenizer(_Tokenizer):
 class GemmaTokenizer(_Tokenizer):
     """Texts to token ids: start, the text, then padding."""
 
-    start: int
+    start: list[int]  # what all texts begin with
     files = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
     @classmethod
@@ -173,18 +173,21 @@ class GemmaTokenizer(_Tokenizer):
                 raise CheckpointError(f"The tokenizer in {path} does not know its own token {token!r}.")
         length = config.get("model_max_length", 8192)
         made = cls(core, length=length if 0 < length < 10**6 else 8192, pad=pad, end=end, source=path)
-        made.start = core.get_vocab()[start]
+        first = [core.get_vocab()[start]]
+        made.start = first if config.get("add_bos_token") else core.encode("").ids
+        if made.start not in ([], first):
+            raise CheckpointError(f"The tokenizer in {path} adds more to texts than {start} before them.")
         return made
 
     def __call__(self, texts: Sequence[str], length: int | None = None) -> Tensor:
         """Ids (B, `length` or else model_max_length); what does not fit is cut."""
         length = length or self.model_max_length
-        rows = [[self.start, *self._ids(text)][:length] for text in texts]
+        rows = [self._ids(text)[:length] for text in texts]
         return torch.tensor([row + [self.pad] * (length - len(row)) for row in rows], dtype=torch.long)
 
     def count(self, text: str) -> int:
         """How many tokens a text is, with the start."""
-        return 1 + len(self._ids(text))
+        return len(self._ids(text))
 
     def mask(self, ids: Tensor) -> Tensor:
         """1 for the start and the text, 0 for the padding after it: (B, L)."""
@@ -192,11 +195,11 @@ class GemmaTokenizer(_Tokenizer):
 
     def cut(self, text: str, length: int | None = None) -> str:
         """The part of a text that does not fit; "" if all of it does."""
-        ids = self._ids(text)[(length or self.model_max_length) - 1 :]
+        ids = self._ids(text)[length or self.model_max_length :]
         return self._core.decode(ids).strip() if ids else ""
 
     def _ids(self, text: str) -> list[int]:
-        return self._core.encode(_encodable(text), add_special_tokens=False).ids
+        return [*self.start, *self._core.encode(_encodable(text), add_special_tokens=False).ids]
 
 
 def _encodable(text: str) -> str:
