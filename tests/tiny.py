@@ -272,7 +272,7 @@ def pixart(folder: Path, cls: str = "PixArtSigmaPipeline", **changes: Any) -> Pa
     return folder
 
 
-def gemma_tokenizer() -> Any:
+def gemma_tokenizer(add_bos_token: bool = True) -> Any:
     """A Gemma tokenizer of a few words and letters, with bytes for the rest."""
     from transformers import GemmaTokenizer
 
@@ -284,7 +284,7 @@ def gemma_tokenizer() -> Any:
         merges += [(word[:k], word[k]) for k in range(1, len(word))]
         pieces += [word[: k + 1] for k in range(1, len(word))]
     vocabulary = {piece: k for k, piece in enumerate(dict.fromkeys(pieces))}
-    return GemmaTokenizer(vocab=vocabulary, merges=merges, model_max_length=256, add_bos_token=True)
+    return GemmaTokenizer(vocab=vocabulary, merges=merges, model_max_length=256, add_bos_token=add_bos_token)
 
 
 def gemma2(seed: int, **changes: Any) -> Any:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 Components = Mapping[str, Any]
 
-MULTIPLE = 32
-"""Sides of pictures are multiples of so many pixels."""
-
 INSTRUCTION = [
     "Given a user prompt, generate an 'Enhanced prompt' that provides detailed visual descriptions suitable for "
     "image generation. Evaluate the level of detail in the user prompt:",
@@ -200,7 +197,7 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     prompts.check_masks(args)
     binned = args["use_resolution_binning"]
     sides = _made(components, args) if binned else (args["height"], args["width"])
-    square = max(MULTIPLE, LatentSpace(components["vae"], patch=components["transformer"].config.patch_size).multiple)
+    square = LatentSpace(components["vae"], patch=components["transformer"].config.patch_size).multiple
     for name, side in zip(("height", "width"), sides, strict=True):
         if side % square:
             raise ValueError(f"{name}={side} is not a positive multiple of {square} pixels.")
