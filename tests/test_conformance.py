@@ -33,12 +33,13 @@ FOLDERS = {
     "sana": "sana",
 }
 SMALL = dict(height=32, width=32, max_sequence_length=16)
+PIXART = dict(max_sequence_length=16, clean_caption=False, use_resolution_binning=False)
 CALLS: dict[str, dict[str, Any]] = {
     "flux": SMALL,
     "flux-kontext": SMALL | dict(max_area=32 * 32, _auto_resize=False),
     "chroma": SMALL,
-    "pixart-alpha": dict(max_sequence_length=16, clean_caption=False),
-    "pixart-sigma": dict(max_sequence_length=16, clean_caption=False),
+    "pixart-alpha": PIXART,
+    "pixart-sigma": PIXART,
     "sana": SMALL | dict(use_resolution_binning=False, complex_human_instruction=None),
 }
 """What the calls of a family need to be quick, where its size does not follow from the network."""
@@ -70,8 +71,9 @@ def load(checkpoint: Checkpoint) -> Callable[[str, str], Any]:
 
 def arguments(pipe: Any, task: str) -> dict[str, Any]:
     """What a call of this task has beside its prompt."""
-    own = CALLS.get(pipe.family.key, {})
-    strength = {"strength": 0.75} if "strength" in pipe.family.tasks[task].params else {}
+    params = pipe.family.tasks[task].params
+    own = {name: value for name, value in CALLS.get(pipe.family.key, {}).items() if name in params}
+    strength = {"strength": 0.75} if "strength" in params else {}
     return CALL | tiny.inputs(task) | strength | own | dict(seed=7)
 
 

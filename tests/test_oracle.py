@@ -39,6 +39,17 @@ SD3_EMBEDS = dict(
 )
 SKIP = dict(skip_guidance_layers=[1, 3], skip_layer_guidance_start=0.1, skip_layer_guidance_stop=0.8)
 FLUX = dict(height=32, width=32, max_sequence_length=16)
+PIXART = dict(max_sequence_length=16, clean_caption=False, use_resolution_binning=False, height=64, width=64)
+BINS = PIXART | dict(use_resolution_binning=True)
+PIXART_EMBEDS = PIXART | dict(
+    prompt=None,
+    negative_prompt=None,
+    prompt_embeds=(1, 9, 24),
+    negative_prompt_embeds=(1, 9, 24),
+    prompt_attention_mask=torch.arange(9)[None] < 4,
+    negative_prompt_attention_mask=torch.arange(9)[None] < 2,
+)
+PIXART_NEGATIVE = dict(negative_prompt_embeds=None, negative_prompt_attention_mask=None, negative_prompt="cat")
 FLUX_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), pooled_prompt_embeds=(1, 24))
 TRUE = FLUX | dict(true_cfg_scale=3.0)
 SIGMAS = dict(sigmas=[0.9, 0.6, 0.5, 0.2], strength=0.8)
@@ -119,6 +130,17 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("sana-1.5", "text2image", SANA | dict(height=96, num_inference_steps=3)),
     ("sana-1.5", "text2image", SANA | dict(timesteps=[950, 600, 100], num_inference_steps=3)),
     ("sana-1.5", "text2image", SANA | dict(sigmas=[0.9, 0.4])),
+    ("pixart-alpha-1024", "text2image", PIXART | dict(negative_prompt="sun", num_images_per_prompt=2, width=96)),
+    ("pixart-sigma", "text2image", PIXART | dict(negative_prompt="sun", num_images_per_prompt=2, width=96)),
+    (
+        "pixart-sigma",
+        "text2image",
+        PIXART | dict(guidance_scale=1.0, latents=(1, 4, 16, 16), prompt="cat", max_sequence_length=3),
+    ),
+    ("pixart-sigma", "text2image", PIXART_EMBEDS | dict(num_images_per_prompt=2)),
+    ("pixart-sigma", "text2image", PIXART_EMBEDS | PIXART_NEGATIVE),
+    ("pixart-sigma-256", "text2image", BINS | dict(height=50, width=91, prompt=["a Red cat ", "sun"])),
+    ("pixart-sigma-256", "text2image", BINS | dict(height=300, width=130, output_type="latent")),
     ("lcm", "text2image", dict(guidance_scale=3.0)),
     ("lcm", "image2image", dict(original_inference_steps=20)),
     ("xl", "text2image", {}),

@@ -279,7 +279,7 @@ def inspect(model: str, as_json: bool, revision: str | None, variant: str | None
 @cli.command(**OPTIONS, short_help="List the families and their classes.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def models(as_json: bool) -> int:
-    """List the families and the class for each task; * marks what this version can run, + what only this library has."""
+    """List the families and the class for each task; * marks what this version can run, + what diffusers lacks."""
     from autopipeline import names, shipped
 
     rows = names.rows()
@@ -293,9 +293,8 @@ def models(as_json: bool) -> int:
         shown = {task: name + " +" * (task in row.ours) for task, name in row.classes.items()}
         cells = "".join(shown.get(task, "-").ljust(48) for task in names.TASKS).rstrip()
         click.echo(("* " if row.built else "  ") + row.key.ljust(width) + cells)
-    click.echo(
-        f"\n* can be run by this version. + only this library has the class. Shipped models: {', '.join(shipped.names()) or 'none'}."
-    )
+    click.echo("\n* can be run by this version. + is a class that diffusers lacks.")
+    click.echo(f"Shipped models: {', '.join(shipped.names()) or 'none'}.")
     return 0
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from torch import Tensor
+
 from autopipeline.addons import pag
 from autopipeline.families import pixart_alpha as alpha
-from autopipeline.stage import Stage
+from autopipeline.stage import Run, Stage
 
 Components = alpha.Components
 
 
-def stages(components: Components, run: alpha.Run) -> tuple[Stage, ...]:
+def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     """As alpha's; one step alone is a step as any other."""
     (stage,) = alpha.stages(components, run)
-    return (replace(stage, emit=lambda x, x0: x),)
+
+    def emit(x: Tensor, x0: Tensor) -> Tensor:
+        return x
+
+    return (replace(stage, emit=emit),)
 
 
 FAMILY = replace(

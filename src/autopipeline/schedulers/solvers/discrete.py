@@ -119,7 +119,7 @@ class DDPM(Discrete):
         return 1 - self.product[t] / (self.product[after] if after >= 0 else 1.0)
 
     def _deviation(self, small: Tensor, large: Tensor, predicted: Tensor | None, x: Tensor) -> Tensor:
-        kind = self.config["variance_type"]
+        kind = self.config["variance_type"] or "fixed_small"  # the configurations of other schedulers say None
         if kind in ("learned", "learned_range") and predicted is None:
             raise ValueError(f"variance_type={kind!r} needs a network that predicts the variance.")
         if kind == "learned":
