@@ -147,6 +147,6 @@ def test_the_shipped_model_shows_what_the_prompt_says() -> None:
     prompts = adherence.captions(8, 1)
     made = pipe(prompts, num_inference_steps=12, seed=list(range(8))).images
     found = [adherence.judge(prompt, np.asarray(picture)) for prompt, picture in zip(prompts, made, strict=True)]
-    assert sum(not wrong for wrong in found) >= 4, found
+    assert sum(not wrong for wrong in found) >= 6, found
     assert not any({"background", "pattern"} & set(wrong) for wrong in found), found
     assert sum("colour" in wrong or "place" in wrong for wrong in found) <= 1, found

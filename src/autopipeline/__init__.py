@@ -1,17 +1,20 @@
 """autopipeline: any diffusion checkpoint, any task, the right pipeline, fast.
 
-Importing this package imports nothing else; names are looked up when they are used, and torch is imported when a
+Importing this package imports next to nothing; names are looked up when they are used, and torch is imported when a
 network is needed.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
+
+from autopipeline.schedulers import HOMES as _SCHEDULERS
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_HOMES: dict[str, Sequence[str]] = {
     "autopipeline.auto": (
         "AutoPipeline",
         "AutoPipelineForImage2Image",
@@ -37,45 +40,7 @@ _HOMES = {
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),
     "autopipeline.text": ("CLIPTokenizer", "GemmaTokenizer", "T5Tokenizer"),
     "autopipeline.images": ("CLIPImageProcessor",),
-    "autopipeline.schedulers": (
-        "CMStochasticIterativeScheduler",
-        "DDIMInverseScheduler",
-        "DDIMParallelScheduler",
-        "CosineDPMSolverMultistepScheduler",
-        "DDIMScheduler",
-        "DDPMParallelScheduler",
-        "DDPMScheduler",
-        "DDPMWuerstchenScheduler",
-        "DPMPP2SAncestralScheduler",
-        "DPMPP3MSDEScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSDEScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverMultistepInverseScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EDMDPMSolverMultistepScheduler",
-        "EDMEulerScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "FlowMatchEulerDiscreteScheduler",
-        "FlowMatchHeunDiscreteScheduler",
-        "FlowMatchLCMScheduler",
-        "HeunDiscreteScheduler",
-        "IPNDMScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LCMScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "RePaintScheduler",
-        "ScoreSdeVeScheduler",
-        "TCDScheduler",
-        "UnCLIPScheduler",
-        "RestartScheduler",
-        "SASolverScheduler",
-        "UniPCMultistepScheduler",
-    ),
+    **_SCHEDULERS,
 }
 _PUBLIC = {name: home for home, listed in _HOMES.items() for name in listed}
 

@@ -64,7 +64,9 @@ def prepared(texts: list[str], clean: bool) -> list[str]:
     missing = [name for name in ("bs4", "ftfy") if importlib.util.find_spec(name) is None] if clean else []
     if missing:
         packages = " and ".join("beautifulsoup4" if name == "bs4" else name for name in missing)
-        warnings.warn(f"clean_caption needs {packages}, so the prompts are not cleaned.", stacklevel=2)
+        warnings.warn(
+            f"clean_caption needs {packages} (the extra `captions`), so the prompts are not cleaned.", stacklevel=2
+        )
     if missing or not clean:
         return [text.lower().strip() for text in texts]
     return [cleaned(cleaned(text)) for text in texts]

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autopipeline import _HOMES, families, names  # type: ignore[attr-defined]  # the stub does not show private names
+from autopipeline import (  # the stub does not show private names
+    _HOMES,  # type: ignore[attr-defined]
+    families,
+    names,
+    schedulers,
+)
 
 HEADER = '''"""autopipeline: any diffusion checkpoint, any task, the right pipeline. Written by autopipeline.stub."""
 
@@ -17,11 +23,23 @@ from typing import Any
 
 def text() -> str:
     """The whole stub."""
-    lines = [
-        f"from {home} import {name} as {name}" for home, listed in sorted(_HOMES.items()) for name in sorted(listed)
-    ]
     classes = [_class(name) for name in sorted(names.built())]
-    return HEADER + "\n".join(lines) + "\n\n__version__: str\n\n" + "\n".join(classes)
+    return HEADER + _imports(_HOMES) + "\n\n__version__: str\n\n" + "\n".join(classes)
+
+
+def schedulers_text() -> str:
+    """The stub of `autopipeline.schedulers`."""
+    homes: dict[str, list[str]] = {}
+    for name, home in schedulers.PUBLIC.items():
+        homes.setdefault(home, []).append(name)
+    tables = "HOMES: dict[str, list[str]]\nPUBLIC: dict[str, str]\n__all__: list[str]\n"
+    return '"""Written by autopipeline.stub."""\n\n' + _imports(homes) + "\n\n" + tables
+
+
+def _imports(homes: Mapping[str, Sequence[str]]) -> str:
+    return "\n".join(
+        f"from {home} import {name} as {name}" for home, listed in sorted(homes.items()) for name in sorted(listed)
+    )
 
 
 def _class(name: str) -> str:
@@ -49,3 +67,4 @@ def _value(default: Any) -> str:
 
 if __name__ == "__main__":
     Path(__file__).with_name("__init__.pyi").write_text(text(), "utf-8")
+    Path(schedulers.__file__).with_name("__init__.pyi").write_text(schedulers_text(), "utf-8")

@@ -1,94 +1,36 @@
-"""Schedulers: grid x parameterisation x solver; running state belongs to the run."""
+"""Schedulers: grid x parameterisation x solver; running state belongs to the run.
 
-from autopipeline.schedulers.named.continuous import (
-    CMStochasticIterativeScheduler,
-    DDPMWuerstchenScheduler,
-    IPNDMScheduler,
-    ScoreSdeVeScheduler,
-)
-from autopipeline.schedulers.named.discrete import (
-    DDIMInverseScheduler,
-    DDIMParallelScheduler,
-    DDIMScheduler,
-    DDPMParallelScheduler,
-    DDPMScheduler,
-    LCMScheduler,
-    PNDMScheduler,
-    RePaintScheduler,
-    TCDScheduler,
-    UnCLIPScheduler,
-)
-from autopipeline.schedulers.named.edm import (
-    CosineDPMSolverMultistepScheduler,
-    EDMDPMSolverMultistepScheduler,
-    EDMEulerScheduler,
-)
-from autopipeline.schedulers.named.exploding import (
-    DPMPP2SAncestralScheduler,
-    DPMPP3MSDEScheduler,
-    DPMSolverSDEScheduler,
-    EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
-    HeunDiscreteScheduler,
-    KDPM2AncestralDiscreteScheduler,
-    KDPM2DiscreteScheduler,
-    LMSDiscreteScheduler,
-    RestartScheduler,
-)
-from autopipeline.schedulers.named.flow import (
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    FlowMatchLCMScheduler,
-)
-from autopipeline.schedulers.named.multistep import DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from autopipeline.schedulers.named.ratios import (
-    DEISMultistepScheduler,
-    DPMSolverMultistepInverseScheduler,
-    DPMSolverSinglestepScheduler,
-    SASolverScheduler,
-)
-from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver, Step
+Names are looked up when they are used, so that listing them needs no torch; `autopipeline.stub` writes their types.
+"""
 
-__all__ = [
-    "CMStochasticIterativeScheduler",
-    "CosineDPMSolverMultistepScheduler",
-    "DDIMInverseScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DDPMWuerstchenScheduler",
-    "DEISMultistepScheduler",
-    "DPMPP2SAncestralScheduler",
-    "DPMPP3MSDEScheduler",
-    "DPMSolverMultistepInverseScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EDMDPMSolverMultistepScheduler",
-    "EDMEulerScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-    "Grid",
-    "HeunDiscreteScheduler",
-    "IPNDMScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LCMScheduler",
-    "LMSDiscreteScheduler",
-    "Noise",
-    "PNDMScheduler",
-    "RePaintScheduler",
-    "RestartScheduler",
-    "SASolverScheduler",
-    "Scheduler",
-    "ScoreSdeVeScheduler",
-    "Solver",
-    "Step",
-    "TCDScheduler",
-    "UnCLIPScheduler",
-    "UniPCMultistepScheduler",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_NAMED = {
+    "continuous": "CMStochasticIterative DDPMWuerstchen IPNDM ScoreSdeVe",
+    "discrete": "DDIM DDIMInverse DDIMParallel DDPM DDPMParallel LCM PNDM RePaint TCD UnCLIP",
+    "edm": "CosineDPMSolverMultistep EDMDPMSolverMultistep EDMEuler",
+    "exploding": "DPMPP2SAncestral DPMPP3MSDE DPMSolverSDE EulerAncestralDiscrete EulerDiscrete HeunDiscrete "
+    "KDPM2AncestralDiscrete KDPM2Discrete LMSDiscrete Restart",
+    "flow": "FlowMatchEulerDiscrete FlowMatchHeunDiscrete FlowMatchLCM",
+    "multistep": "DEISMultistep DPMSolverMultistep DPMSolverMultistepInverse DPMSolverSinglestep SASolver "
+    "UniPCMultistep",
+}
+HOMES = {f"{__name__}.named.{home}": [f"{name}Scheduler" for name in names.split()] for home, names in _NAMED.items()}
+"""The public schedulers, by the modules that they live in."""
+PUBLIC = {name: home for home, names in HOMES.items() for name in names} | dict.fromkeys(
+    ("Grid", "Noise", "Scheduler", "Solver", "Step"), f"{__name__}.scheduler"
+)
+__all__ = sorted(PUBLIC)  # type: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

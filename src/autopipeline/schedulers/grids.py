@@ -6,7 +6,7 @@ Spacings: Lin et al. 2023, table 2. Curves: Karras et al. 2022, eq. 5; Lu et al.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -122,6 +122,35 @@ def _beta_quantile(q: Array) -> Array:
     return np.where(q <= 0, 0.0, np.where(q >= 1, 1.0, np.sin((low + high) / 2) ** 2))
 
 
+def twice(points: Array, looks: Array | None = None) -> Array:
+    """Beginnings of steps and second looks in turn; looks at the ends of the steps, unless they are given."""
+    return np.stack([points[:-1], points[1:] if looks is None else looks], 1).reshape(-1)
+
+
 def to_timesteps(sigmas: Array, training: Array) -> Array:
     """Where each sigma stands among the sigmas of training, interpolated in the logarithm."""
     return np.interp(np.log(np.maximum(sigmas, 1e-10)), np.log(training), np.arange(len(training)))
+
+
+def shifted(sigmas: Any, shift: float) -> Any:
+    """Esser et al. 2024, eq. 23: more of the steps where there is much noise, as larger pictures need."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def stretched(sigmas: Array, last: float | None) -> Array:
+    """Levels of flows, stretched so that the last one is `shift_terminal`, if any."""
+    if last and sigmas[-1] >= 1:
+        raise ValueError("shift_terminal has no effect on a grid that ends with noise alone; use more steps.")
+    return 1 - (1 - sigmas) * (1 - last) / (1 - sigmas[-1]) if last else sigmas
+
+
+def integrals(nodes: Sequence[float], start: float, end: float, rate: float = 0.0) -> list[float]:
+    """For each Lagrange polynomial L of the nodes, the integral of exp(rate * (u - end)) * L(u) from start to end."""
+    points, weights = np.polynomial.legendre.leggauss(32)
+    u = start + (end - start) * (points + 1) / 2
+    weights = weights * np.exp(rate * (u - end)) * (end - start) / 2
+    found: list[float] = []
+    for node in nodes:
+        others = [other for other in nodes if other != node]
+        found.append(float(np.sum(weights * math.prod((u - other) / (node - other) for other in others))))
+    return found

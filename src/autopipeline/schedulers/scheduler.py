@@ -5,23 +5,27 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from autopipeline.config import Config
 from autopipeline.errors import CheckpointError
+from autopipeline.schedulers.parameterisation import clean, limited
 from autopipeline.schedulers.stateful import Stateful
 
 Noise = Callable[[], Tensor]
 Own = Sequence[float] | None
+Steps = int | None
+Pair = tuple[Tensor, Tensor]
 FILE = "scheduler_config.json"
 CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 CHOICES = {
@@ -54,10 +58,23 @@ class Grid:
     begin: int = 0
     end: int = -1  # -1: all
 
+    @classmethod
+    def of(cls, told: Any, sigmas: Any = None, steps: int | None = None, *, whole: bool = False, **more: Any) -> Self:
+        """From arrays, in single precision; with `whole`, times are cut to whole numbers."""
+        times = _tensor(told).to(torch.int64 if whole else torch.float32)
+        levels = None if sigmas is None else _tensor(sigmas).float()
+        return cls(timesteps=times, sigmas=levels, steps=steps or len(times), **more)
+
     @property
     def indices(self) -> range:
         """What is walked."""
         return range(self.begin, len(self.timesteps) if self.end < 0 else self.end)
+
+    @property
+    def levels(self) -> Tensor:
+        """The sigmas of a grid that has some."""
+        assert self.sigmas is not None
+        return self.sigmas
 
     def window(self, begin: int | None = None, end: int | None = None) -> Grid:
         """The same grid, walked from `begin` to `end`."""
@@ -69,9 +86,15 @@ class Solver:
 
     eta: float = 0.0  # share of fresh noise, where the class takes it
     options: ClassVar[tuple[str, ...]] = ()  # attributes that `Scheduler.solver` takes by name
+    fixed: ClassVar[dict[str, Any]] = {}  # what other classes have in their configuration
 
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
-        self.config, self.grid, self.scheduler = scheduler.own, grid, scheduler
+        self.config, self.grid = Config({**scheduler.own, **self.fixed}), grid
+        self.said: list[Tensor] = []  # what a solver remembers of the network's predictions, the latest last
+
+    def sigma(self, i: int) -> Tensor:
+        """The grid's level at index i."""
+        return self.grid.levels[i]
 
     def scale(self, x: Tensor, i: int) -> Tensor:
         """The network's input at grid index i."""
@@ -86,7 +109,7 @@ class Solver:
         new, x0 = self.advance(x.float(), pred.float(), i, lambda: noise().float(), variance)
         return Step(new.to(pred.dtype), x0.to(pred.dtype))
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """The arithmetic of `step`: the next x, and the clean sample."""
         raise NotImplementedError
 
@@ -97,9 +120,20 @@ class Solver:
         alpha, sigma = self.level(i)
         return alpha.to(x0) * x0 + sigma.to(x0) * noise
 
-    def level(self, i: int) -> tuple[Tensor, Tensor]:
+    def level(self, i: int) -> Pair:
         """Share of signal and of noise in x at grid index i."""
         raise NotImplementedError
+
+    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
+        """The clean sample that the network has in mind at grid index i, within its limits."""
+        return limited(self.config, clean(self.config, x, pred, *self.level(i)))
+
+    def noise_in(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
+        """The noise in x, without a division where the network gives it."""
+        (alpha, sigma), kind = self.level(i), self.config.prediction_type
+        if kind == "v_prediction":
+            return alpha * pred + sigma * x
+        return pred if kind == "epsilon" else (x - alpha * pred) / sigma
 
 
 class Scheduler(Stateful):
@@ -111,7 +145,8 @@ class Scheduler(Stateful):
     takes_eta: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ()  # "timesteps", "sigmas": own ones
     also: ClassVar[tuple[str, ...]] = ()  # keys that have an effect where they are given, but no default
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # values of this class, where CHOICES are too many
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = {}  # values of this class, where CHOICES are too many
+    renamed: ClassVar[dict[str, dict[Any, str]]] = {}  # the nearest of its values for those of other classes
 
     config: Config
 
@@ -123,23 +158,18 @@ class Scheduler(Stateful):
 
     def __init__(self, *args: Any, **config: Any) -> None:
         given = dict(zip(self.defaults, args, strict=False)) | config
-        unknown = [name for name in given if name not in self.defaults and name not in self.also]
+        unknown = [name for name in given if name not in (*self.defaults, *self.also)]
         if unknown:
             raise TypeError(f"{type(self).__name__} has no parameter {unknown[0]!r}.")
         self._configure(given)
 
     def _configure(self, given: Mapping[str, Any]) -> None:
         left = [name for name in self.defaults if name not in given]
-        all_of_it = dict(self.defaults) | dict(given) | ({"_use_default_values": left} if left else {})
+        named = {key: str(given.get(key)) for key in self.renamed if key in self.defaults}
+        nearest = {key: self.renamed[key][name] for key, name in named.items() if name in self.renamed[key]}
+        all_of_it = {**self.defaults, **given, **nearest} | ({"_use_default_values": left} if left else {})
         self.config = Config({key: list(v) if isinstance(v, tuple) else v for key, v in all_of_it.items()})
         self.check()
-
-    @property
-    def own(self) -> Config:
-        """The configuration without the keys that it only keeps for other classes."""
-        return Config(
-            {name: value for name, value in self.config.items() if name in self.defaults or name in self.also}
-        )
 
     def check(self) -> None:
         """Refuse combinations that can't work."""
@@ -152,8 +182,13 @@ class Scheduler(Stateful):
                 raise ValueError(f"{name}={value!r} has to be a number, such as the default {default}.")
         for name, able in {**CHOICES, **self.choices}.items():
             if name in self.defaults and self.config[name] not in able:
-                kind = type(self).__name__
-                raise ValueError(f"{name}={self.config[name]!r} is not known to {kind}; it can be {', '.join(able)}.")
+                kind, can = type(self).__name__, ", ".join(map(str, able))
+                raise ValueError(f"{name}={self.config[name]!r} is not known to {kind}; it can be {can}.")
+
+    @property
+    def own(self) -> Config:
+        """The configuration without the keys that are kept for other classes."""
+        return Config({key: self.config[key] for key in (*self.defaults, *self.also) if key in self.config})
 
     @classmethod
     def from_config(
@@ -198,16 +233,14 @@ class Scheduler(Stateful):
             raise CheckpointError(f"{path} does not hold an object.")
         return (config, unused) if return_unused_kwargs else config
 
-    def save_config(self, folder: str | Path) -> None:
-        """Write scheduler_config.json."""
-        self.save_pretrained(folder)
-
     def save_pretrained(self, folder: str | Path) -> None:
         """Write scheduler_config.json."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         part = Path(folder, FILE + ".part")
         part.write_text(self._json(_as_list) + "\n", "utf-8")
         os.replace(part, Path(folder, FILE))
+
+    save_config = save_pretrained
 
     def _json(self, default: Callable[[Any], Any]) -> str:
         shown = {"_class_name": type(self).__name__, "_diffusers_version": "0.42.1"}
@@ -221,26 +254,25 @@ class Scheduler(Stateful):
         self,
         steps: int | None = None,
         *,
-        timesteps: Sequence[float] | None = None,
-        sigmas: Sequence[float] | None = None,
+        timesteps: Own = None,
+        sigmas: Own = None,
         device: torch.device | str | None = None,
         **extra: Any,
     ) -> Grid:
         """The times for a number of steps, or for own timesteps or sigmas where the class takes them."""
         timesteps, sigmas = _listed(timesteps), _listed(sigmas)
-        own = {"timesteps": timesteps, "sigmas": sigmas}
-        given = {name: value for name, value in own.items() if value is not None}
-        for name in given:
-            if name not in self.takes:
-                raise ValueError(f"{type(self).__name__} takes no own {name}.")
+        given = {name: own for name, own in (("timesteps", timesteps), ("sigmas", sigmas)) if own is not None}
+        for name in given.keys() - set(self.takes):
+            raise ValueError(f"{type(self).__name__} takes no own {name}.")
         self._check_together(steps, given)
         if steps is not None:
             self._check_steps(steps)
         if timesteps is not None:
-            self._check_timesteps(list(timesteps))
+            self._check_timesteps(timesteps)
         if sigmas is not None:
             self._check_sigmas([float(sigma) for sigma in sigmas])
-        return self.times(steps, timesteps, sigmas, device, **extra)
+        made = self.times(steps, timesteps, sigmas, **extra)
+        return replace(made, timesteps=made.timesteps.to(device))
 
     def _check_together(self, steps: int | None, own: dict[str, list[float]]) -> None:
         if len(own) + (steps is not None) != 1:
@@ -252,20 +284,18 @@ class Scheduler(Stateful):
             raise ValueError(f"num_inference_steps={steps} has to be a whole number from 1 to {total}.")
 
     def _check_timesteps(self, own: list[float]) -> None:
-        if not own or any(b >= a for a, b in itertools.pairwise(own)):
-            raise ValueError("Own timesteps have to be in descending order, without repetition.")
-        if not 0 <= own[-1] <= own[0] < self.config["num_train_timesteps"]:
-            raise ValueError(f"Own timesteps have to lie in 0..{self.config['num_train_timesteps'] - 1}.")
+        last = self.config["num_train_timesteps"] - 1
+        if not falling(own, 0, last):
+            raise ValueError(f"Own timesteps have to be in descending order, without repetition, in 0..{last}.")
         if any(self.config.get(name) for name in CURVES):
             raise ValueError("Own timesteps and a curve of sigmas contradict each other.")
 
     def _check_sigmas(self, own: list[float]) -> None:
-        falls = all(a > b >= 0 for a, b in itertools.pairwise(own))
-        if len(own) < 2 or not falls or not math.isfinite(own[0]):
+        if len(own) < 2 or not falling(own, 0, sys.float_info.max):
             raise ValueError("Own sigmas have to be two or more finite numbers in descending order, down to 0 at most.")
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
-        """The grid itself."""
+    def times(self, steps: int | None, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+        """The grid itself, on the CPU."""
         raise NotImplementedError
 
     def solver(self, grid: Grid, *, eta: float | None = None, **options: Any) -> Solver:
@@ -285,6 +315,10 @@ class Scheduler(Stateful):
 def falling(own: Sequence[float], low: float, high: float) -> bool:
     """Whether there are numbers, all within the limits and each smaller than the one before."""
     return bool(own) and all(a > b for a, b in itertools.pairwise(own)) and low <= own[-1] <= own[0] <= high
+
+
+def _tensor(numbers: Any) -> Tensor:
+    return numbers if isinstance(numbers, Tensor) else torch.from_numpy(np.array(numbers))
 
 
 def _listed(numbers: Any) -> list[float] | None:

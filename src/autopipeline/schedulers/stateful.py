@@ -26,7 +26,7 @@ from torch import Tensor
 
 from autopipeline.config import Config
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.calls import CALLS, KARRAS, Call
+from autopipeline.schedulers.calls import ALONE, CALLS, KARRAS, Call
 
 if TYPE_CHECKING:
     from autopipeline.schedulers.scheduler import Grid, Solver
@@ -156,7 +156,7 @@ class Stateful:
         """All of training, as long as no other times are set."""
         total = self.config.get("num_train_timesteps", 1)
         plain = self.from_config(self.config, **{key: value for key, value in PLAIN.items() if key in self.defaults})
-        return plain.times(total, list(range(total))[::-1], None, None)
+        return plain.times(total, list(range(total))[::-1], None)
 
     @property
     def walk(self) -> Walk:
@@ -305,7 +305,8 @@ class Stateful:
         """The classes that can take over this configuration."""
         from autopipeline import schedulers
 
-        names = {f"{name}Scheduler" for name in KARRAS if cls.call.switches} | {cls.__name__}
+        alone = cls.__name__.removesuffix("Scheduler") in ALONE
+        names = {cls.__name__} | (set() if alone else {f"{name}Scheduler" for name in KARRAS})
         return [getattr(schedulers, name) for name in sorted(names) if hasattr(schedulers, name)]
 
     @property

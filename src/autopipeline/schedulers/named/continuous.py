@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, falling
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps, falling
 from autopipeline.schedulers.solvers import continuous
 from autopipeline.schedulers.stateful import Output, drawn
 
@@ -23,15 +23,13 @@ class IPNDMScheduler(Scheduler):
     defaults: ClassVar[Mapping[str, Any]] = dict(num_train_timesteps=1000, trained_betas=None)
     solver_class = continuous.IPNDM
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Shares of noise, and the angles that go with them, from 1 to 0; `trained_betas` are own shares of noise."""
         count, own = steps or 1, self.config.trained_betas
         if own is not None and len(own) != count + 1:
             raise ValueError(f"trained_betas has {len(own)} shares of noise; {count} steps need {count + 1}.")
-        share = (torch.linspace(1, 0, count + 1) * math.pi / 2).sin() ** 2
-        share = share if own is None else torch.tensor(own, dtype=torch.float32)
-        angles = torch.atan2(share, (1 - share**2).sqrt()) / math.pi * 2
-        return Grid(timesteps=angles[:-1].to(device), sigmas=share, steps=count)
+        share = (torch.linspace(1, 0, count + 1) * math.pi / 2).sin() ** 2 if own is None else torch.tensor(own)
+        return Grid.of(torch.atan2(share, (1 - share**2).sqrt())[:-1] / math.pi * 2, share)
 
     @property
     def betas(self) -> torch.Tensor:
@@ -49,21 +47,17 @@ class CMStochasticIterativeScheduler(Scheduler):
     solver_class = continuous.Consistency
     takes = ("timesteps",)
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
-        """Own timesteps count the levels of training from the noisiest; the network is told 250 times the logarithm."""
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+        """Own timesteps count the levels of training from the noisiest."""
         config, total = self.config, self.config.num_train_timesteps
         even = np.arange(steps or 1) * (total // (steps or 1))
         rising = even if timesteps is None else np.array(timesteps)[::-1].astype(np.int64)
         levels = grids.curve("karras", config, config.sigma_max, config.sigma_min, total, config.rho)[rising]
-        return Grid(
-            timesteps=torch.from_numpy(self.sigma_to_t(levels).astype(np.float32)).to(device),
-            sigmas=torch.from_numpy(np.append(levels, config.sigma_min).astype(np.float32)),
-            steps=len(levels),
-            init_noise_sigma=config.sigma_max,
-        )
+        ends = np.append(levels, config.sigma_min)
+        return Grid.of(self.sigma_to_t(levels), ends, init_noise_sigma=config.sigma_max)
 
     def sigma_to_t(self, sigmas: Any) -> Any:
-        """What the network is told of levels of noise."""
+        """What the network is told of levels of noise: 250 times the logarithm."""
         return 250 * np.log(sigmas + 1e-44)
 
 
@@ -76,24 +70,14 @@ class ScoreSdeVeScheduler(Scheduler):
     solver_class = continuous.ScoreSdeVe
 
     def times(
-        self,
-        steps: int | None,
-        timesteps: Own,
-        sigmas: Own,
-        device: Any,
-        sampling_eps: float | None = None,
-        **extra: Any,
+        self, steps: Steps, timesteps: Own, sigmas: Own, *, sampling_eps: float | None = None, **extra: Any
     ) -> Grid:
         """The network is told levels, once for each evaluation; the grid's sigmas are the times from 1 to near 0."""
         config = self.config
         times = torch.linspace(1, sampling_eps or config.sampling_eps, steps or 1)
         levels = config.sigma_min * (config.sigma_max / config.sigma_min) ** times
-        return Grid(
-            timesteps=levels.repeat_interleave(config.correct_steps + 1).to(device),
-            sigmas=times,
-            steps=len(times),
-            init_noise_sigma=config.sigma_max,
-        )
+        told = levels.repeat_interleave(config.correct_steps + 1)
+        return Grid.of(told, times, steps or 1, init_noise_sigma=config.sigma_max)
 
     @property
     def timesteps(self) -> torch.Tensor:  # type: ignore[override]
@@ -137,10 +121,10 @@ class DDPMWuerstchenScheduler(Scheduler):
     solver_class = continuous.Wuerstchen
     takes = ("timesteps",)
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Evenly from 1 to 0, or own times, the last of which is where the way ends."""
         walked = torch.linspace(1, 0, (steps or 1) + 1) if timesteps is None else torch.tensor(timesteps)
-        return Grid(timesteps=walked[:-1].to(device), sigmas=walked, steps=len(walked) - 1)
+        return Grid.of(walked[:-1], walked)
 
     def _check_timesteps(self, own: list[float]) -> None:
         if len(own) < 2 or not falling(own, 0, 1):

@@ -13,19 +13,18 @@ from torch import Tensor
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
-from autopipeline.schedulers.named.keys import BETAS, THRESHOLD
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver
+from autopipeline.schedulers.named.keys import BETAS, LATENT, RESCALED, THRESHOLD
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver, Steps
 from autopipeline.schedulers.solvers import discrete
 
 
 class _OnTrainingSteps(Scheduler):
     """Times are steps of training."""
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Whole steps, evenly spaced."""
         own = timesteps if timesteps is not None else grids.spaced(self.config, steps or 1).round()
-        whole = torch.from_numpy(np.array(own).astype(np.int64))
-        return Grid(timesteps=whole.to(device), steps=steps or len(whole))
+        return Grid.of(own, steps=steps, whole=True)
 
 
 class DDIMScheduler(_OnTrainingSteps):
@@ -33,9 +32,8 @@ class DDIMScheduler(_OnTrainingSteps):
 
     defaults = (
         BETAS
-        | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
-        | THRESHOLD
-        | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
+        | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon", **THRESHOLD)
+        | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", **RESCALED)
     )
     solver_class = discrete.DDIM
     takes_eta = True
@@ -46,15 +44,8 @@ class DDPMScheduler(_OnTrainingSteps):
 
     defaults = (
         BETAS
-        | dict(variance_type="fixed_small", clip_sample=True, prediction_type="epsilon")
-        | THRESHOLD
-        | dict(
-            clip_sample_range=1.0,
-            sample_max_value=1.0,
-            timestep_spacing="leading",
-            steps_offset=0,
-            rescale_betas_zero_snr=False,
-        )
+        | dict(variance_type="fixed_small", clip_sample=True, prediction_type="epsilon", **THRESHOLD)
+        | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", steps_offset=0, **RESCALED)
     )
     solver_class = discrete.DDPM
     takes = ("timesteps",)
@@ -65,39 +56,36 @@ class DDPMScheduler(_OnTrainingSteps):
         return [timestep, after] if after >= 0 else [timestep]
 
 
-class DDIMParallelScheduler(DDIMScheduler):
-    """DDIM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
+class _RowByRow:
+    """For parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
+
+    config: Any
+    row_solver: ClassVar[type[Solver]] = discrete.DDIM
 
     def batch_step_no_noise(
         self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0, *, steps: int | None = None
     ) -> Tensor:
-        """Each row's step from its own time, in a walk of a number of `steps`."""
+        """Each row's step from its own time, in a walk of a number of `steps`, without the noise."""
         if eta:
             raise ValueError(f"eta={eta} has to be 0 without noise.")
-        return _row_by_row(self, discrete.DDIM, model_output, timesteps, sample, steps)
+        count = steps or getattr(self, "num_inference_steps", None) or self.config["num_train_timesteps"]
+        solver = self.row_solver(self, Grid(timesteps=timesteps, steps=int(count)))  # type: ignore[arg-type]
+        halves = model_output.chunk(2, 1) if model_output.shape[1] == 2 * sample.shape[1] else (model_output, None)
+        rows: list[Tensor] = []
+        for i in range(len(sample)):
+            x, said, variance = (None if whole is None else whole[i : i + 1] for whole in (sample, *halves))
+            rows.append(solver.step(x, said, i, partial(torch.zeros_like, x), variance).x)  # type: ignore[arg-type]
+        return torch.cat(rows)
 
 
-class DDPMParallelScheduler(DDPMScheduler):
+class DDIMParallelScheduler(_RowByRow, DDIMScheduler):
+    """DDIM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
+
+
+class DDPMParallelScheduler(_RowByRow, DDPMScheduler):
     """DDPM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
 
-    def batch_step_no_noise(
-        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, *, steps: int | None = None
-    ) -> Tensor:
-        """Each row's step from its own time, in a walk of a number of `steps`, without the noise."""
-        return _row_by_row(self, discrete.DDPMParallel, model_output, timesteps, sample, steps)
-
-
-def _row_by_row(
-    scheduler: Scheduler, kind: type[Solver], pred: Tensor, timesteps: Tensor, x: Tensor, steps: int | None
-) -> Tensor:
-    steps = int(steps or getattr(scheduler, "num_inference_steps", None) or scheduler.config["num_train_timesteps"])
-    solver = kind(scheduler, Grid(timesteps=timesteps, steps=steps))
-    halves = pred.chunk(2, 1) if pred.shape[1] == 2 * x.shape[1] else (pred, None)
-    rows: list[Tensor] = []
-    for i in range(len(x)):
-        here, said, variance = (None if whole is None else whole[i : i + 1] for whole in (x, *halves))
-        rows.append(solver.step(here, said, i, partial(torch.zeros_like, here), variance).x)  # type: ignore[arg-type]
-    return torch.cat(rows)
+    row_solver = discrete.DDPMParallel
 
 
 class DDIMInverseScheduler(_OnTrainingSteps):
@@ -106,15 +94,15 @@ class DDIMInverseScheduler(_OnTrainingSteps):
     defaults = (
         BETAS
         | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
-        | dict(clip_sample_range=1.0, timestep_spacing="leading", rescale_betas_zero_snr=False)
+        | dict(clip_sample_range=1.0, timestep_spacing="leading", **RESCALED)
     )
     also = (*THRESHOLD, "sample_max_value")
     solver_class = discrete.DDIMInverse
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(timestep_spacing=("leading", "trailing"))
+    choices = Scheduler.choices | dict(timestep_spacing=("leading", "trailing"))
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The times of DDIM, rising."""
-        grid = super().times(steps, timesteps, sigmas, device)
+        grid = super().times(steps, timesteps, sigmas)
         if self.config.prediction_type == "sample" and self.config.set_alpha_to_one:
             raise ValueError("prediction_type='sample' tells no noise in a clean x; use set_alpha_to_one=False.")
         return replace(grid, timesteps=grid.timesteps.flip(0))
@@ -127,35 +115,28 @@ class UnCLIPScheduler(Scheduler):
         num_train_timesteps=1000, variance_type="fixed_small_log", clip_sample=True, clip_sample_range=1.0
     ) | dict(prediction_type="epsilon", beta_schedule="squaredcos_cap_v2")
     solver_class = discrete.UnCLIP
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(
+    choices = Scheduler.choices | dict(
         variance_type=("fixed_small_log", "learned_range"),
         prediction_type=("epsilon", "sample"),
         beta_schedule=("squaredcos_cap_v2",),
     )
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """From the last step of training to the first."""
         if steps == 1 and self.config.num_train_timesteps > 1:
             raise ValueError("UnCLIPScheduler needs 2 steps or more: it takes the last of training and the first.")
-        even = grids.spaced({**self.config, "timestep_spacing": "linspace"}, steps or 1).round()
-        return Grid(timesteps=torch.from_numpy(even.astype(np.int64)).to(device), steps=steps or 1)
+        even = grids.spaced({**self.config, "timestep_spacing": "linspace"}, steps or 1)
+        return Grid.of(even.round(), whole=True)
 
     def _get_variance(
-        self,
-        timestep: int,
-        prev_timestep: int | None = None,
-        predicted_variance: Any = None,
-        variance_type: str | None = None,
+        self, timestep: int, prev_timestep: int | None = None, predicted_variance: Any = None, variance_type: Any = None
     ) -> Any:
         """Of the noise of a step: its root, or with a prediction of it in -1..1 its logarithm."""
         solver = discrete.UnCLIP(self, Grid(timesteps=torch.tensor([timestep]), steps=1))
         after = timestep - 1 if prev_timestep is None else prev_timestep
-        large = solver.beta(timestep, after)
-        small = ((1 - solver.signal(after)) / (1 - solver.signal(timestep)) * large).clamp(min=1e-20)
-        if (variance_type or self.config.variance_type) == "fixed_small_log":
-            return small.sqrt()
-        share = (predicted_variance + 1) / 2
-        return share * large.log() + (1 - share) * small.log()
+        kind = variance_type or self.config.variance_type
+        made = solver.deviation(timestep, after, predicted_variance, kind)
+        return made if kind == "fixed_small_log" else 2 * made.log()
 
 
 class RePaintScheduler(Scheduler):
@@ -168,14 +149,7 @@ class RePaintScheduler(Scheduler):
     takes_eta = True
 
     def times(
-        self,
-        steps: int | None,
-        timesteps: Own,
-        sigmas: Own,
-        device: Any,
-        jump_length: int = 10,
-        jump_n_sample: int = 10,
-        **extra: Any,
+        self, steps: Steps, timesteps: Own, sigmas: Own, *, jump_length: int = 10, jump_n_sample: int = 10, **_: Any
     ) -> Grid:
         """Every `jump_length` steps are walked `jump_n_sample` times; the ways back take no evaluation."""
         if jump_length < 1 or jump_n_sample < 1:
@@ -189,30 +163,30 @@ class RePaintScheduler(Scheduler):
             if left.get(t, 0) > 0:
                 left[t] -= 1
                 t += jump_length
-        whole = torch.tensor(walked) * (self.config.num_train_timesteps // count)
-        return Grid(timesteps=whole.to(device), steps=count)
+        return Grid.of(np.array(walked) * (self.config.num_train_timesteps // count), steps=count, whole=True)
 
 
 class PNDMScheduler(Scheduler):
     """Pseudo numerical methods (Liu et al. 2022)."""
 
-    defaults = BETAS | dict(
-        skip_prk_steps=False,
-        set_alpha_to_one=False,
-        prediction_type="epsilon",
-        timestep_spacing="leading",
-        steps_offset=0,
+    defaults = (
+        BETAS
+        | dict(skip_prk_steps=False, set_alpha_to_one=False, prediction_type="epsilon")
+        | dict(timestep_spacing="leading", steps_offset=0)
     )
     solver_class = discrete.PNDM
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = dict(prediction_type=("epsilon", "v_prediction"))
+    choices = Scheduler.choices | dict(prediction_type=("epsilon", "v_prediction"))
     pndm_order = 4
 
     def locate(self, timestep: Any) -> tuple[Solver, int]:
         """At the time it is told; what was said before counts."""
-        solver = self.walk.solver
-        assert isinstance(solver, discrete.PNDM)
-        solver.times.append(int(timestep))
-        return solver, len(solver.times) - 1
+        self._pndm.times.append(int(timestep))
+        return self._pndm, len(self._pndm.times) - 1
+
+    @property
+    def _pndm(self) -> discrete.PNDM:
+        assert isinstance(self.walk.solver, discrete.PNDM)
+        return self.walk.solver
 
     @property
     def prk_timesteps(self) -> torch.Tensor:
@@ -235,9 +209,8 @@ class PNDMScheduler(Scheduler):
         return self._step_as(0, *args, **keywords)
 
     def _step_as(self, start: int, *args: Any, **keywords: Any) -> Any:
-        solver = self.walk.solver
-        assert isinstance(solver, discrete.PNDM)
-        usual, solver.start = solver.start, solver.count + start
+        solver, usual = self._pndm, self._pndm.start
+        solver.start = solver.count + start
         result = self.step(*args, **keywords)
         solver.start = usual
         return result
@@ -245,13 +218,13 @@ class PNDMScheduler(Scheduler):
     @property
     def ets(self) -> list[torch.Tensor]:
         """What the network said in the last steps."""
-        return self.walk.solver.seen  # type: ignore[attr-defined]
+        return self._pndm.said
 
     @ets.setter
     def ets(self, seen: list[torch.Tensor]) -> None:
-        self.walk.solver.seen = seen  # type: ignore[attr-defined]
+        self._pndm.said = seen
 
-    def times(self, steps: int | None, timesteps: Own, sigmas: Own, device: Any, **extra: Any) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The second time is done twice; with a Runge-Kutta start, the first three steps take four evaluations."""
         steps = steps or 1
         rising = grids.spaced(self.config, steps).round()[::-1]
@@ -264,37 +237,27 @@ class PNDMScheduler(Scheduler):
             pairs = np.stack([rising[-4:], rising[-4:] + half], 1).reshape(-1)
             start = pairs[:-1].repeat(2)[1:-1][::-1]
             falling = np.concatenate([start, rising[:-3][::-1]])
-        return Grid(timesteps=torch.from_numpy(falling.astype(np.int64).copy()).to(device), steps=steps)
+        return Grid.of(falling, steps=steps, whole=True)
 
 
 class LCMScheduler(Scheduler):
     """Latent consistency models (Luo et al. 2023): a few of the steps that the model was distilled on."""
 
     defaults = (
-        BETAS
-        | dict(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            original_inference_steps=50,
-            clip_sample=False,
-            clip_sample_range=1.0,
-            set_alpha_to_one=True,
-            steps_offset=0,
-            prediction_type="epsilon",
-        )
-        | THRESHOLD
-        | dict(sample_max_value=1.0, timestep_spacing="leading", timestep_scaling=10.0, rescale_betas_zero_snr=False)
+        LATENT
+        | dict(beta_schedule="scaled_linear", original_inference_steps=50, clip_sample=False, clip_sample_range=1.0)
+        | dict(set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon", **THRESHOLD, sample_max_value=1.0)
+        | dict(timestep_spacing="leading", timestep_scaling=10.0, **RESCALED)
     )
     solver_class = discrete.LCM
     takes = ("timesteps",)
 
     def times(
         self,
-        steps: int | None,
+        steps: Steps,
         timesteps: Own,
         sigmas: Own,
-        device: Any,
+        *,
         original_inference_steps: int | None = None,
         strength: float = 1.0,
         **extra: Any,
@@ -305,18 +268,16 @@ class LCMScheduler(Scheduler):
         if original > total:
             raise ValueError(f"original_inference_steps={original} has to be at most {total}.")
         if timesteps is not None:
-            kept = max(len(timesteps) - min(int(len(timesteps) * strength), len(timesteps)), 0)
-            falling = np.array(list(timesteps)[kept:])
-        else:
-            distilled = self._distilled(original_inference_steps, original, strength)
-            if not 1 <= (steps or 1) <= len(distilled):
-                raise ValueError(
-                    f"num_inference_steps={steps} has to be at most {len(distilled)}: "
-                    f"original_inference_steps={original} times strength={strength}."
-                )
-            chosen = np.floor(np.linspace(0, len(distilled), steps or 1, endpoint=False)).astype(np.int64)
-            falling = distilled[chosen]
-        return Grid(timesteps=torch.from_numpy(falling.astype(np.int64)).to(device), steps=len(falling))
+            kept = len(timesteps) - min(int(len(timesteps) * strength), len(timesteps))
+            return Grid.of(timesteps[kept:], whole=True)
+        distilled = self._distilled(original_inference_steps, original, strength)
+        if not 1 <= (steps or 1) <= len(distilled):
+            raise ValueError(
+                f"num_inference_steps={steps} has to be at most {len(distilled)}: "
+                f"original_inference_steps={original} times strength={strength}."
+            )
+        chosen = np.floor(np.linspace(0, len(distilled), steps or 1, endpoint=False)).astype(np.int64)
+        return Grid.of(distilled[chosen], whole=True)
 
     def _distilled(self, asked: int | None, original: int, strength: float) -> Array:
         """Steps of training to choose from, falling."""

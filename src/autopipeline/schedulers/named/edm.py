@@ -3,111 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.named.multistep import own_solver
-from autopipeline.schedulers.scheduler import Grid, Scheduler
+from autopipeline.schedulers.grids import Array
+from autopipeline.schedulers.named.keys import THRESHOLD
+from autopipeline.schedulers.named.multistep import DPMSolverMultistepScheduler
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps
 from autopipeline.schedulers.solvers import edm
+
+_EDM = dict(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, sigma_schedule="karras", num_train_timesteps=1000)
+_LATER = dict(solver_type="midpoint", lower_order_final=True, euler_at_final=False, final_sigmas_type="zero")
 
 
 class _OnEDM(Scheduler):
     """Levels of noise along a curve."""
 
-    able: ClassVar[dict[str, tuple[str, ...]]] = dict(
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = dict(
         sigma_schedule=("karras", "exponential"), prediction_type=("epsilon", "v_prediction")
     )
 
     def check(self) -> None:
-        """Known algorithms, curves and predictions, and levels that have a logarithm."""
+        """Levels that have a logarithm."""
         super().check()
-        for name, values in self.able.items():
-            if self.config[name] not in values:
-                raise ValueError(f"{name}={self.config[name]!r} has to be {' or '.join(map(repr, values))}.")
         low, high = self.config.sigma_min, self.config.sigma_max
         if low is None or high is None or not 0 < low < high:
             raise ValueError(f"sigma_min={low} and sigma_max={high} have to be numbers with 0 < sigma_min < sigma_max.")
 
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
-        """Sigmas along the curve."""
-        high, last = self.config.sigma_max, 0.0
-        if self.config.final_sigmas_type == "sigma_min":
-            last = self.config.sigma_min
-        if sigmas is None:
-            sigma = self._levels(steps or 1)
-        else:
-            sigma, last, high = torch.tensor(sigmas[:-1], dtype=torch.float32), sigmas[-1], sigmas[0]
-        return Grid(
-            timesteps=self._told(sigma).to(device),
-            sigmas=torch.cat([sigma, torch.tensor([last])]),
-            steps=len(sigma),
-            init_noise_sigma=(high**2 + 1) ** 0.5,
-        )
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+        """Sigmas along the curve, or own ones."""
+        last = self.config.sigma_min if self.config.final_sigmas_type == "sigma_min" else 0.0
+        levels, high = self._levels(steps or 1), self.config.sigma_max
+        if sigmas is not None:
+            levels, last, high = np.array(sigmas[:-1], dtype=np.float32), sigmas[-1], sigmas[0]
+        return Grid.of(self._told(levels), np.append(levels, last), init_noise_sigma=(high**2 + 1) ** 0.5)
 
-    def _levels(self, count: int) -> Tensor:
+    def _levels(self, count: int) -> Array:
         config = self.config
         levels = grids.curve(config.sigma_schedule, config, config.sigma_max, config.sigma_min, count, config.rho)
-        return torch.from_numpy(levels.astype(np.float32))
+        return levels.astype(np.float32)
 
-    def _told(self, sigma: Tensor) -> Tensor:
+    def _told(self, sigma: Array) -> Array:
         """What the network is told: a quarter of the logarithm."""
-        return 0.25 * sigma.log()
+        return 0.25 * np.log(sigma)
 
 
 class EDMDPMSolverMultistepScheduler(_OnEDM):
     """DPM-Solver++ for models in the formulation of Karras et al. 2022, such as Playground 2.5."""
 
-    defaults: ClassVar[Mapping[str, Any]] = dict(
-        sigma_min=0.002,
-        sigma_max=80.0,
-        sigma_data=0.5,
-        sigma_schedule="karras",
-        num_train_timesteps=1000,
-        prediction_type="epsilon",
-        rho=7.0,
-        solver_order=2,
-        thresholding=False,
-        dynamic_thresholding_ratio=0.995,
-        sample_max_value=1.0,
-        algorithm_type="dpmsolver++",
-        solver_type="midpoint",
-        lower_order_final=True,
-        euler_at_final=False,
-        final_sigmas_type="zero",
+    defaults: ClassVar[Mapping[str, Any]] = (
+        _EDM
+        | dict(prediction_type="epsilon", rho=7.0, solver_order=2, **THRESHOLD, sample_max_value=1.0)
+        | dict(algorithm_type="dpmsolver++", **_LATER)
     )
     solver_class = edm.EDM
-    able = _OnEDM.able | dict(algorithm_type=("dpmsolver++", "sde-dpmsolver++"), solver_type=("midpoint", "heun"))
-
-    def _configure(self, given: Any) -> None:
-        own = {key: value for key, value in own_solver(given).items() if key in self.defaults}
-        super()._configure(dict(given) | own)
+    renamed = DPMSolverMultistepScheduler.renamed
+    choices = _OnEDM.choices | dict(algorithm_type=("dpmsolver++", "sde-dpmsolver++"), solver_type=("midpoint", "heun"))
 
 
 class EDMEulerScheduler(_OnEDM):
     """Euler's method for models in the formulation of Karras et al. 2022; own sigmas are levels, the last one too."""
 
-    defaults: ClassVar[Mapping[str, Any]] = dict(
-        sigma_min=0.002,
-        sigma_max=80.0,
-        sigma_data=0.5,
-        sigma_schedule="karras",
-        num_train_timesteps=1000,
-        prediction_type="epsilon",
-        rho=7.0,
-        final_sigmas_type="zero",
-    )
+    defaults = _EDM | dict(prediction_type="epsilon", rho=7.0, final_sigmas_type="zero")
     solver_class = edm.EDMEuler
     takes = ("sigmas",)
 
@@ -115,36 +76,21 @@ class EDMEulerScheduler(_OnEDM):
 class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
     """SDE-DPM-Solver++ for Stable Audio, whose network is told the angle of noise and signal."""
 
-    defaults: ClassVar[Mapping[str, Any]] = dict(
-        sigma_min=0.3,
-        sigma_max=500,
-        sigma_data=1.0,
-        sigma_schedule="exponential",
-        num_train_timesteps=1000,
-        solver_order=2,
-        prediction_type="v_prediction",
-        rho=7.0,
-        solver_type="midpoint",
-        lower_order_final=True,
-        euler_at_final=False,
-        final_sigmas_type="zero",
+    defaults = (
+        _EDM
+        | dict(sigma_min=0.3, sigma_max=500, sigma_data=1.0, sigma_schedule="exponential")
+        | dict(solver_order=2, prediction_type="v_prediction", rho=7.0, **_LATER)
     )
     solver_class = edm.Cosine
-    able = _OnEDM.able | dict(solver_type=("midpoint", "heun"))
+    choices = EDMDPMSolverMultistepScheduler.choices | dict(solver_order=(1, 2))
 
-    def check(self) -> None:
-        """Orders 1 and 2."""
-        super().check()
-        if self.config.solver_order not in (1, 2):
-            raise ValueError(f"solver_order={self.config.solver_order} has to be 1 or 2.")
-
-    def _levels(self, count: int) -> Tensor:
+    def _levels(self, count: int) -> Array:
         """In float32 all the way: the noise of the path depends on every digit."""
         low, high, rho = self.config.sigma_min, self.config.sigma_max, self.config.rho
         if self.config.sigma_schedule == "exponential":
-            return torch.linspace(math.log(low), math.log(high), count).exp().flip(0)
+            return torch.linspace(math.log(low), math.log(high), count).exp().flip(0).numpy()
         ends = low ** (1 / rho), high ** (1 / rho)
-        return (ends[1] + torch.linspace(0, 1, count) * (ends[0] - ends[1])) ** rho
+        return ((ends[1] + torch.linspace(0, 1, count) * (ends[0] - ends[1])) ** rho).numpy()
 
-    def _told(self, sigma: Tensor) -> Tensor:
-        return sigma.atan() / math.pi * 2
+    def _told(self, sigma: Array) -> Array:
+        return np.arctan(sigma) / math.pi * 2

@@ -8,38 +8,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.grids import Array
-from autopipeline.schedulers.named.keys import BETAS, CURVES
-from autopipeline.schedulers.scheduler import Grid, Scheduler
-from autopipeline.schedulers.solvers import exploding
-
-_LATENT = BETAS | dict(beta_start=0.00085, beta_end=0.012)
-_LATER = dict(prediction_type="epsilon", timestep_spacing="linspace", steps_offset=0)
+from autopipeline.schedulers.grids import Array, twice
+from autopipeline.schedulers.named.keys import BETAS, CURVES, LATENT, RESCALED, SPACING
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps
+from autopipeline.schedulers.solvers import edm, exploding
 
 
 class _OnSigmas(Scheduler):
     """Times are levels of noise, told to the network as fractional steps of training; x is not scaled."""
 
     rounds: ClassVar[str | None] = None  # the curve whose times are whole
-    predicts: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction")
+    choices: ClassVar[dict[str, tuple[Any, ...]]] = dict(prediction_type=("epsilon", "sample", "v_prediction"))
 
-    def check(self) -> None:
-        """Only predictions that the class knows."""
-        super().check()
-        if self.config.prediction_type not in self.predicts:
-            raise ValueError(f"{type(self).__name__} can't take prediction_type={self.config.prediction_type!r}.")
-
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: Any,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Evenly spaced, or along a curve, or own ones."""
         own = self.own
         training = grids.ratio(grids.alphas_cumprod(own, floor=2**-24))
@@ -51,15 +34,15 @@ class _OnSigmas(Scheduler):
             levels = np.interp(told, np.arange(len(training)), training)
             if own.get("interpolation_type") == "log_linear":
                 levels = np.exp(np.linspace(np.log(training[-1]), np.log(training[0]), len(told) + 1))
-            name = grids.curve_of(own)
-            if name:
+            if name := grids.curve_of(own):
                 levels = grids.curve(name, self.config, levels[0], levels[-1], len(told))
                 told = grids.to_timesteps(levels, training)
                 told = told.round() if name == self.rounds else told
-            last = training[0] if own.get("final_sigmas_type") == "sigma_min" else 0.0
-            levels = np.concatenate([levels, [last]])
-        levels, told = self._walked(levels.astype(np.float32), told, training, steps or len(told))
-        return self._grid(torch.from_numpy(levels.astype(np.float32)), told, steps, device)
+            levels = np.append(levels, training[0] if own.get("final_sigmas_type") == "sigma_min" else 0.0)
+        steps, most = steps or len(told), float(levels.astype(np.float32).max())
+        scaled = own.timestep_spacing in ("linspace", "trailing")
+        levels, told = self._walked(levels.astype(np.float32), told, training, steps)
+        return Grid.of(told, levels, steps, init_noise_sigma=most if scaled else (most**2 + 1) ** 0.5)
 
     def _spaced(self, steps: int) -> Array:
         return grids.spaced(self.config, steps).astype(np.float32)
@@ -68,62 +51,55 @@ class _OnSigmas(Scheduler):
         """Levels and times as they are walked, from the ends of the steps."""
         return levels, told
 
-    def _grid(self, levels: Tensor, told: Array, steps: int | None, device: Any) -> Grid:
-        most = float(levels.max())
-        scaled = self.config.timestep_spacing in ("linspace", "trailing")
-        times = torch.from_numpy(told.astype(np.float32))
-        return Grid(
-            timesteps=times.to(device),
-            sigmas=levels,
-            steps=steps or len(told),
-            init_noise_sigma=most if scaled else (most**2 + 1) ** 0.5,
-        )
-
 
 class EulerDiscreteScheduler(_OnSigmas):
     """Euler's method (Karras et al. 2022)."""
 
     defaults = (
         BETAS
-        | dict(prediction_type="epsilon", interpolation_type="linear")
-        | CURVES
-        | dict(
-            sigma_min=None,
-            sigma_max=None,
-            timestep_spacing="linspace",
-            timestep_type="discrete",
-            steps_offset=0,
-            rescale_betas_zero_snr=False,
-            final_sigmas_type="zero",
-        )
+        | dict(prediction_type="epsilon", interpolation_type="linear", **CURVES, sigma_min=None, sigma_max=None)
+        | dict(timestep_spacing="linspace", timestep_type="discrete", steps_offset=0, **RESCALED)
+        | dict(final_sigmas_type="zero")
     )
     solver_class = exploding.Euler
     takes = ("timesteps", "sigmas")
-    predicts = ("epsilon", "sample", "original_sample", "v_prediction")
+    choices = _OnSigmas.choices | dict(prediction_type=("epsilon", "sample", "original_sample", "v_prediction"))
 
-    def _grid(self, levels: Tensor, told: Array, steps: int | None, device: Any) -> Grid:
-        made = super()._grid(levels, told, steps, device)
-        if self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction":
-            return replace(made, timesteps=(0.25 * levels[:-1].log()).to(device))
-        return made
+    @property
+    def _continuous(self) -> bool:
+        """Whether the network is told a quarter of the level's logarithm."""
+        return self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction"
+
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+        """Evenly spaced, or along a curve, or own ones; as the network is to be told."""
+        grid = super().times(steps, timesteps, sigmas, **extra)
+        return replace(grid, timesteps=0.25 * grid.levels[:-1].log()) if self._continuous else grid
 
     def _check_timesteps(self, own: list[float]) -> None:
         super()._check_timesteps(own)
-        if self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction":
+        if self._continuous:
             raise ValueError("Own timesteps are steps of training, which timestep_type='continuous' does not have.")
 
 
 class EulerAncestralDiscreteScheduler(_OnSigmas):
     """Euler's method with fresh noise in every step."""
 
-    defaults = BETAS | dict(
-        prediction_type="epsilon", timestep_spacing="linspace", steps_offset=0, rescale_betas_zero_snr=False
-    )
+    defaults = BETAS | dict(prediction_type="epsilon", **SPACING, **RESCALED)
     solver_class = exploding.EulerAncestral
 
 
-def _twice(first: Array, second: Array) -> Array:
-    return np.stack([first, second], 1).reshape(-1)
+class LMSDiscreteScheduler(_OnSigmas):
+    """Linear multistep (Adams-Bashforth on uneven levels; k-diffusion): slopes of up to four steps."""
+
+    defaults = BETAS | dict(**CURVES, prediction_type="epsilon", **SPACING)
+    solver_class = exploding.LMS
+
+
+class DPMPP3MSDEScheduler(_OnSigmas):
+    """DPM-Solver++ as an SDE that remembers three steps, as k-diffusion's sample_dpmpp_3m_sde, with plain noise."""
+
+    defaults = LATENT | dict(**CURVES, prediction_type="epsilon", **SPACING)
+    solver_class = edm.DPMPP3MSDE
 
 
 class _InTwoHalves(_OnSigmas):
@@ -132,46 +108,31 @@ class _InTwoHalves(_OnSigmas):
     order = 2
 
     def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
-        here, there = torch.from_numpy(np.stack([levels[:-1], levels[1:]]))
-        second = grids.to_timesteps(self._looks(here, there).numpy(), training)
-        return _twice(levels[:-1], levels[1:]), _twice(told, second)[:-1]
-
-    def _looks(self, here: Tensor, there: Tensor) -> Tensor:
-        """Levels of the second looks."""
-        return exploding.middle(here, there)
+        ends = torch.from_numpy(np.stack([levels[:-1], levels[1:]]))
+        looks = self.solver_class.aim(*ends).numpy()  # type: ignore[attr-defined]
+        return twice(levels), twice(np.append(told, 0), grids.to_timesteps(looks, training))[:-1]
 
 
-class HeunDiscreteScheduler(_OnSigmas):
+class HeunDiscreteScheduler(_InTwoHalves):
     """Heun's method (Karras et al. 2022): two evaluations a step."""
 
-    defaults: ClassVar[Mapping[str, Any]] = (
-        _LATENT
-        | dict(prediction_type="epsilon")
-        | CURVES
-        | dict(clip_sample=False, clip_sample_range=1.0, timestep_spacing="linspace", steps_offset=0)
+    defaults: ClassVar[Mapping[str, Any]] = LATENT | dict(
+        prediction_type="epsilon", **CURVES, clip_sample=False, clip_sample_range=1.0, **SPACING
     )
     solver_class = exploding.Heun
-    order = 2
     takes = ("timesteps",)
 
     def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
-        return _twice(levels[:-1], levels[1:]), _twice(told, np.append(told[1:], 0))[:-1]
-
-
-class LMSDiscreteScheduler(_OnSigmas):
-    """Linear multistep (Adams-Bashforth on uneven levels; k-diffusion): slopes of up to four steps."""
-
-    defaults = BETAS | CURVES | _LATER
-    solver_class = exploding.LMS
+        return twice(levels), twice(np.append(told, 0))[:-1]
 
 
 class KDPM2DiscreteScheduler(_InTwoHalves):
     """DPM-Solver-2 (Lu et al. 2022a) in the formulation of Karras et al. 2022."""
 
-    defaults = _LATENT | CURVES | _LATER
+    defaults = LATENT | dict(**CURVES, prediction_type="epsilon", **SPACING)
     solver_class = exploding.KDPM2
     rounds = "karras"
-    predicts = ("epsilon", "v_prediction")
+    choices = _OnSigmas.choices | dict(prediction_type=("epsilon", "v_prediction"))
 
 
 class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
@@ -179,39 +140,24 @@ class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
 
     solver_class = exploding.KDPM2Ancestral
 
-    def _looks(self, here: Tensor, there: Tensor) -> Tensor:
-        return exploding.middle(here, exploding.ancestral(here, there)[0])
-
-
-class DPMSolverSDEScheduler(_InTwoHalves):
-    """DPM-Solver++ as an SDE along a Brownian path (Lu et al. 2022b; k-diffusion); needs torchsde."""
-
-    defaults = (
-        _LATENT
-        | dict(prediction_type="epsilon")
-        | CURVES
-        | dict(noise_sampler_seed=None, timestep_spacing="linspace", steps_offset=0)
-    )
-    solver_class = exploding.DPMSolverSDE
-    predicts = ("epsilon", "v_prediction")
-
-    def _spaced(self, steps: int) -> Array:
-        return grids.spaced(self.config, steps)  # in double precision: other roundings meet another path
-
 
 class DPMPP2SAncestralScheduler(KDPM2AncestralDiscreteScheduler):
     """DPM-Solver++(2S) (Lu et al. 2022b) with fresh noise in every step, as k-diffusion's sample_dpmpp_2s_ancestral."""
 
     solver_class = exploding.DPMPP2SAncestral
     rounds = None
-    predicts = _OnSigmas.predicts
+    choices = _OnSigmas.choices
 
 
-class DPMPP3MSDEScheduler(_OnSigmas):
-    """DPM-Solver++ as an SDE that remembers three steps, as k-diffusion's sample_dpmpp_3m_sde, with plain noise."""
+class DPMSolverSDEScheduler(_InTwoHalves):
+    """DPM-Solver++ as an SDE along a Brownian path (Lu et al. 2022b; k-diffusion); needs torchsde."""
 
-    defaults = _LATENT | CURVES | _LATER
-    solver_class = exploding.DPMPP3MSDE
+    defaults = LATENT | dict(prediction_type="epsilon", **CURVES, noise_sampler_seed=None, **SPACING)
+    solver_class = exploding.DPMSolverSDE
+    choices = KDPM2DiscreteScheduler.choices
+
+    def _spaced(self, steps: int) -> Array:
+        return grids.spaced(self.config, steps)  # in double precision: other roundings meet another path
 
 
 class RestartScheduler(HeunDiscreteScheduler):
@@ -237,11 +183,10 @@ class RestartScheduler(HeunDiscreteScheduler):
             )
 
     def restarts(self, steps: int) -> Sequence[Sequence[Any]]:
-        """The intervals for a number of steps."""
-        if self.config.restarts is not None:
-            return self.config.restarts
+        """The intervals for a number of steps, from the noisiest."""
         count, times = (steps // 4, 2) if steps >= 36 else (9, 1)
-        return [[count, times, 0.1, 2.0]] if steps >= 20 else []
+        usual = [[count, times, 0.1, 2.0]] if steps >= 20 else []
+        return sorted(usual if self.config.restarts is None else self.config.restarts, key=lambda four: -four[2])
 
     def _spaced(self, steps: int) -> Array:
         again = sum(count * times for count, times, *_ in self.restarts(steps))
@@ -252,18 +197,18 @@ class RestartScheduler(HeunDiscreteScheduler):
     def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
         parts: list[tuple[Array, Array]] = []
         told, begun = np.append(told, 0), 0
-        for count, times, low, high in sorted(self.restarts(steps), key=lambda restart: -restart[2]):
+        for count, times, low, high in self.restarts(steps):
             at = int(np.abs(levels[:-1] - low).argmin())
             if not levels[at] < high <= levels[0]:
                 raise ValueError(f"A restart from {low} to {high} does not lie within the levels of {steps} steps.")
             ladder = grids.curve("karras", {}, high, levels[at], count + 1)
             ladder[-1] = levels[at]  # to the last digit: the solver takes any rise for a restart
-            parts.append((levels[begun : at + 1], told[begun : at + 1]))
+            parts += [(levels[begun : at + 1], told[begun : at + 1])]
             parts += [(ladder, grids.to_timesteps(ladder, training))] * times
             begun = at
-        parts.append((levels[begun:], told[begun:]))
-        twice, times = (np.concatenate([_twice(p[:-1], p[1:]) for p in kind]) for kind in zip(*parts, strict=True))
-        return twice, times[:-1]
+        parts += [(levels[begun:], told[begun:])]
+        walked, times = (np.concatenate([twice(part) for part in kind]) for kind in zip(*parts, strict=True))
+        return walked, times[:-1]
 
 
 def _is_restart(four: Any) -> bool:

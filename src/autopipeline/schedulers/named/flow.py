@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.grids import Array
+from autopipeline.schedulers.grids import Array, shifted, stretched, twice
 from autopipeline.schedulers.named.keys import CURVES
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, falling
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps, falling
 from autopipeline.schedulers.solvers import flow
 
 _SHIFTS = (
@@ -21,11 +20,6 @@ _SHIFTS = (
     | CURVES
     | dict(time_shift_type="exponential")
 )
-
-
-def shifted(sigmas: Any, shift: float) -> Any:
-    """Esser et al. 2024, eq. 23: more of the steps where there is much noise, as larger pictures need."""
-    return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
 class _OnFlow(Scheduler):
@@ -37,33 +31,24 @@ class _OnFlow(Scheduler):
         if not self.config.shift > 0:
             raise ValueError(f"shift={self.config.shift} has to be above 0.")
 
-    def times(
-        self,
-        steps: int | None,
-        timesteps: Own,
-        sigmas: Own,
-        device: Any,
-        mu: float | None = None,
-        shift: float | None = None,
-        **extra: Any,
-    ) -> Grid:
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, *, mu: Any = None, shift: Any = None, **_: Any) -> Grid:
         """Evenly spaced, or own sigmas, shifted: by `shift`, or with `use_dynamic_shifting` by `mu`.
 
         Own timesteps are told to the network as they are, and give the sigmas where there are no own ones.
         """
-        total = self.config.num_train_timesteps
+        total, inverted = self.config.num_train_timesteps, bool(self.own.get("invert_sigmas"))
         own = None if timesteps is None else np.array(timesteps, dtype=np.float64)
         if sigmas is not None:
             levels = np.array(sigmas, dtype=np.float64)
         else:
             levels = own / total if own is not None else self._even(steps or 1)
-        levels = self._curved(self._ending(shifted(levels, self._shift(mu, shift))))
-        inverted = bool(self.own.get("invert_sigmas"))
-        if inverted:
-            levels, own = 1 - levels, None
-        told = torch.from_numpy((levels * total if own is None else own).astype(np.float32))
-        share = torch.from_numpy(np.append(levels, float(inverted)).astype(np.float32))
-        return self._grid(told.to(device), share, len(levels))
+        levels = stretched(shifted(levels, self._shift(mu, shift)), self.own.get("shift_terminal"))
+        if name := grids.curve_of(self.own):
+            if name == "exponential" and levels[-1] <= 0:
+                raise ValueError("use_exponential_sigmas needs sigmas above 0.")
+            levels = grids.curve(name, self.config, levels[0], levels[-1], len(levels))
+        levels = 1 - levels if inverted else levels
+        return Grid.of(levels * total if own is None or inverted else own, np.append(levels, float(inverted)))
 
     def _even(self, steps: int) -> Array:
         """Between the ends of training, which a fixed shift has moved already."""
@@ -78,24 +63,6 @@ class _OnFlow(Scheduler):
         if mu is None:
             raise ValueError("use_dynamic_shifting needs mu, which follows from the size of the picture.")
         return math.exp(mu) if self.config.time_shift_type == "exponential" else mu
-
-    def _ending(self, levels: Array) -> Array:
-        """Stretched so that the last one is `shift_terminal`."""
-        last = self.own.get("shift_terminal")
-        if not last:
-            return levels
-        if levels[-1] >= 1:
-            raise ValueError("shift_terminal has no effect on a grid that ends with noise alone; use more steps.")
-        return 1 - (1 - levels) * (1 - last) / (1 - levels[-1])
-
-    def _curved(self, levels: Array) -> Array:
-        name = grids.curve_of(self.own)
-        if name == "exponential" and levels[-1] <= 0:
-            raise ValueError("use_exponential_sigmas needs sigmas above 0.")
-        return grids.curve(name, self.config, levels[0], levels[-1], len(levels)) if name else levels
-
-    def _grid(self, told: torch.Tensor, levels: torch.Tensor, steps: int) -> Grid:
-        return Grid(timesteps=told, sigmas=levels, steps=steps)
 
     def _check_together(self, steps: int | None, own: dict[str, list[float]]) -> None:
         counts = {len(values) for values in own.values()} | ({steps} if steps is not None else set())
@@ -127,9 +94,10 @@ class FlowMatchHeunDiscreteScheduler(_OnFlow):
     solver_class = flow.FlowHeun
     order = 2
 
-    def _grid(self, told: torch.Tensor, levels: torch.Tensor, steps: int) -> Grid:
-        twice = torch.cat([levels[:1], levels[1:-1].repeat_interleave(2), levels[-1:]])
-        return super()._grid(torch.cat([told[:1], told[1:].repeat_interleave(2)]), twice, steps)
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+        """Each level but the first and the last twice."""
+        once = super().times(steps, timesteps, sigmas, **extra)
+        return Grid.of(twice(np.append(once.timesteps.numpy(), 0))[:-1], twice(once.levels.numpy()), steps)
 
 
 class FlowMatchLCMScheduler(_OnFlow):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
+from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
 from autopipeline.schedulers.solvers.discrete import adams_bashforth
+from autopipeline.schedulers.solvers.edm import Preconditioned
 from autopipeline.schedulers.solvers.exploding import Exploding
-
-Pair = tuple[Tensor, Tensor]
 
 
 class IPNDM(Solver):
@@ -18,29 +17,23 @@ class IPNDM(Solver):
     The grid's sigmas are shares of noise, the signal's share squared makes up the rest.
     """
 
-    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
-        super().__init__(scheduler, grid)
-        self.seen: list[Tensor] = []
+    fixed = Solver.fixed | dict(prediction_type="v_prediction")
 
     def level(self, i: int) -> Pair:
         """Variance-preserving."""
-        sigma = self.grid.sigmas[i]  # type: ignore[index]
-        return (1 - sigma**2).sqrt(), sigma
+        return (1 - self.sigma(i) ** 2).sqrt(), self.sigma(i)
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """Of the order that the history allows, up to four."""
-        (alpha, sigma), (alpha_t, sigma_t) = ([v.to(x) for v in self.level(k)] for k in (i, i + 1))
-        self.seen = [*self.seen[-3:], sigma * x + alpha * pred]
-        slope = adams_bashforth(self.seen)
-        return alpha_t * (x - sigma * slope) / alpha.clamp(min=1e-8) + sigma_t * slope, alpha * x - sigma * pred
+        (alpha, sigma), (alpha_t, sigma_t) = self.level(i), self.level(i + 1)
+        self.said = [*self.said[-3:], self.noise_in(x, pred, i)]
+        slope = adams_bashforth(self.said)
+        new = alpha_t * (x - sigma * slope) / alpha.clamp(min=1e-8) + sigma_t * slope
+        return new, self.denoised(x, pred, i)
 
 
-class Consistency(Exploding):
+class Consistency(Preconditioned, Exploding):
     """Song et al. 2023, algorithm 1: jump to the clean sample, noise it again."""
-
-    def scale(self, x: Tensor, i: int) -> Tensor:
-        """To unit variance, for data of the standard deviation sigma_data."""
-        return x / (self.sigma(i) ** 2 + self.config.sigma_data**2).sqrt().to(x)
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """Draws in every step, unless there is only one."""
@@ -48,13 +41,13 @@ class Consistency(Exploding):
         above = sigma - config.sigma_min  # 0 at the boundary, where the network has no say (appendix C)
         skip = config.sigma_data**2 / (above**2 + config.sigma_data**2)
         out = above * config.sigma_data / (sigma**2 + config.sigma_data**2).sqrt()
-        x0 = out.to(x) * pred + skip.to(x) * x
+        x0 = out * pred + skip * x
         x0 = x0.clamp(-1, 1) if config.clip_denoised else x0
         if len(self.grid.timesteps) == 1:
             return x0, x0
         there = self.sigma(i + 1).clamp(config.sigma_min, config.sigma_max)
         width = (there**2 - config.sigma_min**2).clamp(min=0).sqrt() * config.s_noise
-        return x0 + width.to(x) * noise(), x0
+        return x0 + width * noise(), x0
 
 
 class ScoreSdeVe(Exploding):
@@ -69,14 +62,12 @@ class ScoreSdeVe(Exploding):
         low, high = (torch.tensor(float(self.config[name])).log().item() for name in ("sigma_min", "sigma_max"))
         self.discrete = torch.linspace(low, high, grid.steps).exp()
 
-    def scale(self, x: Tensor, i: int) -> Tensor:
-        """As it is."""
-        return x
+    scale = Solver.scale
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One of the corrections, or the prediction."""
         rounds = self.config.correct_steps + 1
-        time = self.grid.sigmas[i // rounds]  # type: ignore[index]
+        time = self.grid.levels[i // rounds]
         return self.correct(x, pred, noise) if (i + 1) % rounds else self.predict(x, pred, time, noise)
 
     def sigma(self, i: int) -> Tensor:
@@ -95,7 +86,7 @@ class ScoreSdeVe(Exploding):
         """Reverse diffusion from a time in 0..1 to the level below; the last step's mean is the result."""
         k = int(time * (len(self.discrete) - 1))
         below = self.discrete[k - 1] if k else torch.tensor(0.0)
-        square = (self.discrete[k] ** 2 - below**2).to(x)
+        square = self.discrete[k] ** 2 - below**2
         mean = x + square * score
         return mean + square.sqrt() * noise(), mean
 
@@ -105,7 +96,7 @@ class Wuerstchen(Solver):
 
     def share(self, i: int) -> Tensor:
         """Share of signal (squared): a cosine (Nichol & Dhariwal 2021, eq. 17) of the time, which may be bent."""
-        t, s, power = self.grid.sigmas[i], self.config.s, self.config.scaler  # type: ignore[index]
+        t, s, power = self.grid.levels[i], self.config.s, self.config.scaler
         t = 1 - (1 - t) ** power if power > 1 else t**power
         top, least = (((v + s) / (1 + s) * torch.pi / 2).cos() ** 2 for v in (t, torch.tensor(0.0)))
         return (top / least).clamp(0.0001, 0.9999)
@@ -116,9 +107,9 @@ class Wuerstchen(Solver):
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """Draws in every step, though the one to time 0 has no use for it."""
-        (alpha, sigma), here, there = self.level(i), self.share(i), self.share(i + 1)
+        here, there = self.share(i), self.share(i + 1)
         kept, drawn = here / there, noise()
-        new = (x - ((1 - kept) / sigma).to(x) * pred) / kept.sqrt().to(x)
-        if self.grid.sigmas[i + 1] > 0:  # type: ignore[index]
-            new = new + ((1 - kept) * (1 - there) / (1 - here)).sqrt().to(x) * drawn
-        return new, (x - sigma.to(x) * pred) / alpha.to(x)
+        new = (x - (1 - kept) / (1 - here).sqrt() * pred) / kept.sqrt()
+        if self.grid.levels[i + 1] > 0:
+            new = new + ((1 - kept) * (1 - there) / (1 - here)).sqrt() * drawn
+        return new, self.denoised(x, pred, i)

@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from autopipeline.schedulers.grids import alphas_cumprod, betas
-from autopipeline.schedulers.parameterisation import clean, limited
-from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
-
-Pair = tuple[Tensor, Tensor]
+from autopipeline.schedulers.parameterisation import clean
+from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
 
 
 class Discrete(Solver):
@@ -18,9 +16,9 @@ class Discrete(Solver):
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
         self.product = alphas_cumprod(self.config)
-        whole = torch.tensor(1.0)
-        self.final = whole if self.config.get("set_alpha_to_one", True) else self.product[0]
+        self.final = torch.tensor(1.0) if self.config.get("set_alpha_to_one", True) else self.product[0]
         self.times = [int(t) for t in grid.timesteps.tolist()]
+        self.stride: int = self.config.num_train_timesteps // grid.steps
 
     def signal(self, t: int) -> Tensor:
         """Share of signal (squared) at a training step; before the first, that of a finished sample."""
@@ -31,19 +29,9 @@ class Discrete(Solver):
         share = self.product[self.times[i]]
         return share.sqrt(), (1 - share).sqrt()
 
-    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
-        """The clean sample, within its limits."""
-        return limited(self.config, clean(self.config, x, pred, *(v.to(x) for v in self.level(i))))
-
-    def noise_in(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
-        """The noise in x, without a division where the network gives it."""
-        kind = self.config.prediction_type
-        alpha, sigma = (v.to(x) for v in self.level(i))
-        if kind == "epsilon":
-            return pred
-        if kind == "v_prediction":
-            return alpha * pred + sigma * x
-        return (x - alpha * pred) / sigma
+    def after(self, i: int) -> int:
+        """The time to go to; -1 for the clean sample."""
+        return self.times[i + 1] if i + 1 < len(self.times) else -1
 
 
 def adams_bashforth(seen: list[Tensor]) -> Tensor:
@@ -63,21 +51,20 @@ class DDIM(Discrete):
 
     use_clipped_model_output = False  # the noise that belongs to the limited clean sample
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One step of the stride that the number of steps gives."""
         here, there = self.shares(i)
         x0 = self.denoised(x, pred, i)
         direction = self.noise_in(x, pred, i)
         if self.use_clipped_model_output:
-            direction = (x - here.sqrt().to(x) * x0) / (1 - here).sqrt().to(x)
+            direction = (x - here.sqrt() * x0) / (1 - here).sqrt()
         std = self.eta * spread(here, there) if self.eta else torch.tensor(0.0)
-        new = there.sqrt().to(x) * x0 + (1 - there - std**2).sqrt().to(x) * direction
-        return (new + std.to(x) * noise() if self.eta > 0 else new), x0
+        new = there.sqrt() * x0 + (1 - there - std**2).sqrt() * direction
+        return (new + std * noise() if self.eta > 0 else new), x0
 
     def shares(self, i: int) -> Pair:
         """Share of signal (squared) before and after the step."""
-        t = self.times[i]
-        return self.signal(t), self.signal(t - self.config.num_train_timesteps // self.grid.steps)
+        return self.signal(self.times[i]), self.signal(self.times[i] - self.stride)
 
 
 class DDIMInverse(DDIM):
@@ -85,8 +72,8 @@ class DDIMInverse(DDIM):
 
     def shares(self, i: int) -> Pair:
         """The time before is a stride lower."""
-        before = self.times[i] - self.config.num_train_timesteps // self.grid.steps
-        return self.signal(before), self.signal(self.times[i])
+        there, here = super().shares(i)
+        return here, there
 
     def level(self, i: int) -> Pair:
         """Before the step."""
@@ -97,37 +84,34 @@ class DDIMInverse(DDIM):
 class DDPM(Discrete):
     """Ho et al. 2020, eq. 7, with the variances of Nichol & Dhariwal 2021."""
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """To the next time of the grid; without noise from time 0."""
         t, after = self.times[i], self.after(i)
         here, there = self.product[t], self.product[after] if after >= 0 else torch.tensor(1.0)
         x0 = self.denoised(x, pred, i)
         beta = self.beta(t, after)
-        mean = (there.sqrt() * beta / (1 - here)).to(x) * x0
-        mean = mean + ((1 - beta).sqrt() * (1 - there) / (1 - here)).to(x) * x
-        if t == 0:
-            return mean, x0
-        small = ((1 - there) / (1 - here) * beta).clamp(min=1e-20)
-        return mean + self._deviation(small, beta, variance, x) * noise(), x0
-
-    def after(self, i: int) -> int:
-        """The time to go to; -1 for the clean sample."""
-        return self.times[i + 1] if i + 1 < len(self.times) else -1
+        mean = there.sqrt() * beta / (1 - here) * x0 + (1 - beta).sqrt() * (1 - there) / (1 - here) * x
+        return (mean + self.deviation(t, after, variance, self.config.variance_type) * noise() if t else mean), x0
 
     def beta(self, t: int, after: int) -> Tensor:
         """Variance that training added on the way from `after` to t."""
         return 1 - self.product[t] / (self.product[after] if after >= 0 else 1.0)
 
-    def _deviation(self, small: Tensor, large: Tensor, predicted: Tensor | None, x: Tensor) -> Tensor:
-        kind = self.config["variance_type"] or "fixed_small"  # the configurations of other schedulers say None
+    def deviation(self, t: int, after: int, predicted: Tensor | None, kind: str | None) -> Tensor:
+        """Of the noise on the way from t to `after`; `predicted`: what the network says of it, as `kind` has it.
+
+        Without a kind, as in the configurations of other schedulers, it is the small one.
+        """
         if kind in ("learned", "learned_range") and predicted is None:
             raise ValueError(f"variance_type={kind!r} needs a network that predicts the variance.")
+        here, there, large = self.product[t], self.product[after] if after >= 0 else 1.0, self.beta(t, after)
+        small = ((1 - there) / (1 - here) * large).clamp(min=1e-20)
         if kind == "learned":
-            return predicted.float().sqrt()  # type: ignore[union-attr]
+            return torch.as_tensor(predicted).float().sqrt()
         if kind == "learned_range":
-            share = (predicted.float() + 1) / 2  # type: ignore[union-attr]
-            return (0.5 * (share * large.log().to(x) + (1 - share) * small.log().to(x))).exp()
-        return (large if kind.startswith("fixed_large") else small).sqrt().to(x)
+            share = (torch.as_tensor(predicted).float() + 1) / 2
+            return (0.5 * (share * large.log() + (1 - share) * small.log())).exp()
+        return (large if kind and kind.startswith("fixed_large") else small).sqrt()
 
 
 class DDPMParallel(DDPM):
@@ -135,7 +119,7 @@ class DDPMParallel(DDPM):
 
     def after(self, i: int) -> int:
         """A stride lower."""
-        return self.times[i] - self.config.num_train_timesteps // self.grid.steps
+        return self.times[i] - self.stride
 
 
 class UnCLIP(DDPM):
@@ -158,15 +142,13 @@ class PNDM(Discrete):
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
         self.start = 0 if self.config.skip_prk_steps else 12
-        self.stride = self.config.num_train_timesteps // grid.steps
         self.count = 0
-        self.seen: list[Tensor] = []
         self.held: Tensor | None = None  # x that a compound step began with
         self.sum: Tensor | float = 0.0
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One evaluation."""
-        x0 = clean(self.config, x, pred, *(v.to(x) for v in self.level(i)))
+        x0 = clean(self.config, x, pred, *self.level(i))
         rule = self._runge_kutta if self.count < self.start else self._multistep
         new = rule(x, pred, self.times[i])
         self.count += 1
@@ -175,7 +157,7 @@ class PNDM(Discrete):
     def _runge_kutta(self, x: Tensor, pred: Tensor, t: int) -> Tensor:
         part = self.count % 4
         if part == 0:
-            self.seen.append(pred)
+            self.said.append(pred)
             self.held, self.sum = x, pred / 6
         elif part < 3:
             self.sum = self.sum + pred / 3
@@ -190,34 +172,31 @@ class PNDM(Discrete):
         after = t - self.stride
         if self.count == 1:
             t, after = t + self.stride, t
-            pred, x = (pred + self.seen[-1]) / 2, x if self.held is None else self.held
+            pred, x = (pred + self.said[-1]) / 2, x if self.held is None else self.held
             return self._transfer(x, t, after, pred)
-        self.seen = [*self.seen[-3:], pred]
+        self.said = [*self.said[-3:], pred]
         if self.count == 0:
             self.held = x
-        return self._transfer(x, t, after, adams_bashforth(self.seen))
+        return self._transfer(x, t, after, adams_bashforth(self.said))
 
     def _transfer(self, x: Tensor, t: int, after: int, pred: Tensor) -> Tensor:
         """Liu et al. 2022, eq. 9."""
         here, there = self.signal(t), self.signal(after)
         if self.config.prediction_type == "v_prediction":
-            pred = here.sqrt().to(x) * pred + (1 - here).sqrt().to(x) * x
+            pred = here.sqrt() * pred + (1 - here).sqrt() * x
         width = here * (1 - there).sqrt() + (here * (1 - here) * there).sqrt()
-        return (there / here).sqrt().to(x) * x - ((there - here) / width).to(x) * pred
+        return (there / here).sqrt() * x - ((there - here) / width) * pred
 
 
 class LCM(Discrete):
     """Luo et al. 2023: jump to the clean sample, noise it again."""
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """The last step is the clean sample itself."""
         scaled = self.times[i] * self.config.timestep_scaling
         skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
         x0 = out * self.denoised(x, pred, i) + skip * x
-        if i == len(self.times) - 1:
-            return x0, x0
-        alpha, sigma = (v.to(x) for v in self.level(i + 1))
-        return alpha * x0 + sigma * noise(), x0
+        return (self.noised(x0, noise(), i + 1) if self.after(i) >= 0 else x0), x0
 
 
 class TCD(Discrete):
@@ -229,19 +208,18 @@ class TCD(Discrete):
     eta = 0.3
     pred_noised_sample: Tensor | None = None
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """The last step goes to the first step of training, without noise."""
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta} has to lie in 0..1.")
-        last = i == len(self.times) - 1
-        t = 0 if last else self.times[i + 1]
+        t, last = max(self.after(i), 0), self.after(i) < 0
         there = self.signal(t)
         below = self.signal(int((torch.tensor(float(t)) * (1 - self.eta)).floor()))
-        x0 = clean(self.config, x, pred, *(v.to(x) for v in self.level(i)))
-        new = below.sqrt().to(x) * x0 + (1 - below).sqrt().to(x) * self.noise_in(x, pred, i)
+        x0 = clean(self.config, x, pred, *self.level(i))
+        new = below.sqrt() * x0 + (1 - below).sqrt() * self.noise_in(x, pred, i)
         self.pred_noised_sample = new
         if self.eta > 0 and not last:
-            new = (there / below).sqrt().to(x) * new + (1 - there / below).sqrt().to(x) * noise()
+            new = (there / below).sqrt() * new + (1 - there / below).sqrt() * noise()
         return new, x0
 
 
@@ -251,6 +229,7 @@ class RePaint(Discrete):
     `original_image` and `mask` (1 where the original stays) have to be set before the first step.
     """
 
+    fixed = Solver.fixed | dict(clip_sample_range=1.0)
     original_image: Tensor | None = None
     mask: Tensor | None = None
 
@@ -258,26 +237,21 @@ class RePaint(Discrete):
         super().__init__(scheduler, grid)
         self.betas, self.eta = betas(self.config), self.config.eta
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """A step, and the jump back that follows it."""
         if self.original_image is None or self.mask is None:
             raise ValueError("RePaintScheduler needs original_image and mask.")
-        t, stride = self.times[i], self.config.num_train_timesteps // self.grid.steps
-        here, there = self.signal(t), self.signal(t - stride)
-        x0 = clean(self.config, x, pred, *(v.to(x) for v in self.level(i)))
-        x0 = x0.clamp(-1, 1) if self.config.clip_sample else x0
-        drawn = noise()
-        std = self.eta * spread(here, there)
-        new = there.sqrt().to(x) * x0 + (1 - there - std**2).sqrt().to(x) * pred + std.to(x) * drawn
-        known = there.sqrt().to(x) * self.original_image.to(x) + (1 - there).sqrt().to(x) * drawn
-        mask = self.mask.to(x)
+        t, after, mask = self.times[i], self.after(i), self.mask.to(x)
+        here, there = self.signal(t), self.signal(t - self.stride)
+        x0, drawn, std = self.denoised(x, pred, i), noise(), self.eta * spread(here, there)
+        new = there.sqrt() * x0 + (1 - there - std**2).sqrt() * pred + std * drawn
+        known = there.sqrt() * self.original_image.to(x) + (1 - there).sqrt() * drawn
         new = mask * known + (1 - mask) * new
-        after = self.times[i + 1] if i + 1 < len(self.times) else -1
-        for step in range(t, after + stride) if after > t else ():
+        for step in range(t, after + self.stride) if after > t else ():
             new = self.undone(new, step, noise)
         return new, x0
 
     def undone(self, x: Tensor, t: int, noise: Noise) -> Tensor:
         """One step of training back towards noise (eq. 2)."""
-        beta = self.betas[t].to(x)
+        beta = self.betas[t]
         return (1 - beta).sqrt() * x + beta.sqrt() * noise()

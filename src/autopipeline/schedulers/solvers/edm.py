@@ -1,58 +1,62 @@
-"""Solvers for the preconditioning of Karras et al. 2022, table 1."""
+"""DPM-Solver++ over x with all of its signal, and the preconditioning of Karras et al. 2022."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from autopipeline.schedulers.parameterisation import limited
-from autopipeline.schedulers.scheduler import Noise
-from autopipeline.schedulers.solvers import exploding, multistep
+from autopipeline.schedulers.scheduler import Noise, Solver
 from autopipeline.schedulers.solvers.brownian import BrownianNoise
+from autopipeline.schedulers.solvers.exploding import Churned, Exploding
+from autopipeline.schedulers.solvers.multistep import DPMSolver
 
 
-def preconditioned(config: Mapping[str, Any], x: Tensor, pred: Tensor, sigma: Tensor) -> Tensor:
-    """The clean sample: a share of x, and what the network says of the rest."""
-    data = config["sigma_data"]
-    size = (sigma**2 + data**2).sqrt()
-    sign = -1.0 if config["prediction_type"] == "v_prediction" else 1.0
-    return (data / size).to(x) ** 2 * x + (sign * sigma * data / size).to(x) * pred
+class DPMPP3MSDE(Exploding, DPMSolver):
+    """DPM-Solver++ as an SDE of three steps (Lu et al. 2022b, section 5; k-diffusion), exponential in the logarithm.
+
+    The curvature has half of the weight that a parabola would give it, as in k-diffusion. Option: `s_noise`.
+    """
+
+    fixed = Solver.fixed | dict(algorithm_type="sde-dpmsolver++", solver_order=3, solver_type="heun")
+    bend = 0.5
+    options = ("s_noise",)
+    s_noise = 1.0
+
+    def drawn(self, i: int, noise: Noise) -> Tensor:
+        """Scaled; none on the way to 0."""
+        return self.s_noise * noise() if self.sigma(i + 1) > 0 else torch.tensor(0.0)
 
 
-def unit(x: Tensor, sigma: Tensor, data: float) -> Tensor:
-    """X at unit variance, for data of the standard deviation sigma_data."""
-    return x / (sigma**2 + data**2).sqrt().to(x)
-
-
-class EDM(multistep.DPMSolver):
-    """DPM-Solver++ over x with all of its signal, in the preconditioning of Karras et al. 2022, table 1."""
-
-    def level(self, i: int) -> tuple[Tensor, Tensor]:
-        """All of the signal."""
-        return torch.tensor(1.0), self.grid.sigmas[i]  # type: ignore[index]
+class Preconditioned(Solver):
+    """Karras et al. 2022, table 1: the network is shown x at unit variance, and says what a share of x leaves open."""
 
     def scale(self, x: Tensor, i: int) -> Tensor:
-        """To unit variance."""
-        return unit(x, self.level(i)[1], self.config.sigma_data)
+        """To unit variance, for data of the standard deviation sigma_data."""
+        return x / (self.sigma(i) ** 2 + self.config.sigma_data**2).sqrt().to(x)
 
-    def converted(self, x: Tensor, pred: Tensor, i: int, as_clean: bool) -> tuple[Tensor, Tensor]:
+    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
         """The clean sample, within its limits."""
-        x0 = limited(self.config, preconditioned(self.config, x, pred, self.level(i)[1]))
-        return x0, x0
+        return self.cleaned(x, pred, self.sigma(i))
+
+    def cleaned(self, x: Tensor, pred: Tensor, sigma: Tensor) -> Tensor:
+        """The clean sample in x at a level."""
+        data, sign = self.config.sigma_data, -1.0 if self.config.prediction_type == "v_prediction" else 1.0
+        size = (sigma**2 + data**2).sqrt()
+        return limited(self.config, (data / size) ** 2 * x + sign * sigma * data / size * pred)
 
 
-class EDMEuler(exploding.Churned):
-    """Euler's method in the preconditioning of Karras et al. 2022, table 1."""
+class EDM(Preconditioned, Exploding, DPMSolver):
+    """DPM-Solver++ over x with all of its signal."""
 
-    def scale(self, x: Tensor, i: int) -> Tensor:
-        """To unit variance."""
-        return unit(x, self.sigma(i), self.config.sigma_data)
+
+class EDMEuler(Preconditioned, Churned):
+    """Euler's method."""
 
     def _cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
-        return preconditioned(self.config, x, pred, above)
+        return self.cleaned(x, pred, above)
 
 
 class Cosine(EDM):
@@ -62,17 +66,13 @@ class Cosine(EDM):
     generator's `initial_seed()`. Without it, the first draw of the run's noise decides.
     """
 
+    fixed = Solver.fixed | dict(algorithm_type="sde-dpmsolver++")
     options = ("seed",)
     seed: int | Sequence[int] | None = None
     path: BrownianNoise | None = None
-
-    @property
-    def kind(self) -> str:
-        """The one algorithm."""
-        return "sde-dpmsolver++"
 
     def drawn(self, i: int, noise: Noise) -> Tensor:
         """The path's increment from grid index i to the next."""
         if self.path is None:
             self.path = BrownianNoise(noise, self.config.sigma_min, self.config.sigma_max, self.seed)
-        return self.path(self.level(i)[1], self.level(i + 1)[1])
+        return self.path(self.sigma(i), self.sigma(i + 1))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from autopipeline.schedulers.parameterisation import clean
-from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
+from autopipeline.schedulers.grids import integrals
+from autopipeline.schedulers.parameterisation import clean, limited
+from autopipeline.schedulers.scheduler import Noise, Pair, Solver
 from autopipeline.schedulers.solvers.brownian import BrownianNoise
-
-Pair = tuple[Tensor, Tensor]
 
 
 def ancestral(here: Tensor, there: Tensor) -> Pair:
@@ -25,23 +23,13 @@ def ancestral(here: Tensor, there: Tensor) -> Pair:
     return torch.where(rest > 0, rest.clamp(min=0).sqrt(), there**2 / here), up
 
 
-def middle(here: Tensor, there: Tensor) -> Tensor:
-    """Halfway between two levels in the logarithm; 0 on the way to 0."""
-    begun = here.log().neg()
-    return (begun + (there.log().neg() - begun) * 0.5).neg().exp()
-
-
 def towards(x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
     """X at a lower level, with the same noise behind the clean sample."""
-    return x0 + (there / here).to(x) * (x - x0)
+    return x0 + (there / here) * (x - x0)
 
 
 class Exploding(Solver):
     """On sigmas; x is the clean sample plus sigma times noise, and scaled only for the network."""
-
-    def sigma(self, i: int) -> Tensor:
-        """Noise at index i."""
-        return self.grid.sigmas[i]  # type: ignore[index]
 
     def seen(self, i: int) -> Tensor:
         """Noise in x when the network sees it at index i."""
@@ -54,11 +42,6 @@ class Exploding(Solver):
     def scale(self, x: Tensor, i: int) -> Tensor:
         """To unit variance."""
         return x / (self.seen(i) ** 2 + 1).sqrt().to(x)
-
-    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
-        """The clean sample."""
-        at = self.seen(i).to(x)
-        return clean(self.config, x, pred, torch.ones_like(at), at)
 
 
 class Churned(Exploding):
@@ -77,8 +60,8 @@ class Churned(Exploding):
         churn = min(self.s_churn / len(self.grid.timesteps), math.sqrt(2) - 1) if within else 0.0
         above = here * (1 + churn)
         if churn > 0:
-            x = x + noise() * self.s_noise * (above**2 - here**2).sqrt().to(x)
-        x0 = self._cleaned(x, pred, here.to(x), above.to(x))
+            x = x + noise() * self.s_noise * (above**2 - here**2).sqrt()
+        x0 = self._cleaned(x, pred, here, above)
         return towards(x, x0, above, self.sigma(i + 1)), x0
 
     def _cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
@@ -91,7 +74,7 @@ class Euler(Churned):
 
     def _cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
         at = above if self.config.prediction_type == "epsilon" else here
-        return clean(self.config, x, pred, torch.ones_like(at), at)
+        return clean(self.config, x, pred, torch.tensor(1.0), at)
 
 
 class EulerAncestral(Exploding):
@@ -99,10 +82,9 @@ class EulerAncestral(Exploding):
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """Draws in every step, the last included."""
-        here = self.sigma(i)
-        down, up = ancestral(here, self.sigma(i + 1))
+        down, up = ancestral(self.sigma(i), self.sigma(i + 1))
         x0 = self.denoised(x, pred, i)
-        return towards(x, x0, here, down) + noise() * up.to(x), x0
+        return towards(x, x0, self.sigma(i), down) + noise() * up, x0
 
 
 class LMS(Exploding):
@@ -114,74 +96,66 @@ class LMS(Exploding):
     options = ("order",)
     order = 4
 
-    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
-        super().__init__(scheduler, grid)
-        self.slopes: list[Tensor] = []  # the latest first
-
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """With as many of the last slopes as there are."""
         x0 = self.denoised(x, pred, i)
-        self.slopes = [(x - x0) / self.sigma(i).to(x), *self.slopes][: self.order]
-        for weight, slope in zip(self._weights(i), self.slopes, strict=False):
+        self.said = [*self.said, (x - x0) / self.sigma(i)][-self.order :]
+        nodes = [float(self.sigma(i - k)) for k in range(min(i + 1, self.order))]
+        for weight, slope in zip(integrals(nodes, nodes[0], float(self.sigma(i + 1))), self.said[::-1], strict=False):
             x = x + weight * slope
         return x, x0
-
-    def _weights(self, i: int) -> list[float]:
-        """Integrals of Lagrange's polynomials, by a quadrature that is exact for their degree."""
-        order = min(i + 1, self.order)
-        known = [float(self.sigma(i - k)) for k in range(order)]
-        begun, width = known[0], float(self.sigma(i + 1)) - known[0]
-        nodes, weights = np.polynomial.legendre.leggauss(order)
-        at = begun + width * (nodes + 1) / 2
-        shapes = [math.prod(((at - b) / (a - b) for b in known if b != a), start=np.ones(order)) for a in known]
-        return [float((weights * shape).sum() * width / 2) for shape in shapes]
 
 
 class TwoHalves(Exploding):
     """Two evaluations for each step, at indices 2 k and 2 k + 1 of the grid; the last one, to 0, has only the first."""
 
+    fresh = False  # whether a step goes to a lower level, and noise from there up to the next one
     begun: Pair | None = None  # x at the beginning of the step, and its slope there
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
-        """One half of a step."""
+        """One half of a step; fresh noise is drawn once for each step."""
         x0 = self.denoised(x, pred, i)
-        slope = (x - x0) / self.seen(i).to(x)
-        here, there = self._ends(i)
+        slope, (here, there) = self._slope(x, pred, x0, i), self._ends(i)
         if self.begun is None:
             self.begun = (x, slope)
             return self._first(x, x0, here, there), x0
-        begun, before = self.begun
-        self.begun = None
-        return self._second(begun, x0, (before, slope), here, there, noise), x0
+        (begun, before), self.begun = self.begun, None
+        if not self.fresh:
+            return self._second(begun, x0, (before, slope), here, there), x0
+        down, up = ancestral(here, there)
+        return self._second(begun, x0, (before, slope), here, down) + noise() * up, x0
 
     def seen(self, i: int) -> Tensor:
         """The level at the beginning of the step, or that of the second look."""
-        return self.sigma(i) if self.begun is None else self._aim(*self._ends(i))
+        return self.sigma(i) if self.begun is None else self.aim(*self._ends(i))
+
+    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
+        """The clean sample, at either look."""
+        return limited(self.config, clean(self.config, x, pred, torch.tensor(1.0), self.seen(i)))
+
+    def _slope(self, x: Tensor, pred: Tensor, x0: Tensor, i: int) -> Tensor:
+        return (x - x0) / self.seen(i)
 
     def _ends(self, i: int) -> Pair:
         i -= self.begun is not None
         return self.sigma(i), self.sigma(i + 1)
 
-    def _aim(self, here: Tensor, there: Tensor) -> Tensor:
+    @classmethod
+    def aim(cls, here: Tensor, there: Tensor) -> Tensor:
         """The level of the second look."""
         return there
 
     def _first(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
         """Along the tangent to the second look."""
-        return towards(x, x0, here, self._aim(here, there))
+        return towards(x, x0, here, self.aim(here, there))
 
-    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor) -> Tensor:
         """From the beginning of the step to its end."""
-        return x + (slopes[0] + slopes[1]) / 2 * (there - here).to(x)
+        return x + (slopes[0] + slopes[1]) / 2 * (there - here)
 
 
 class Heun(TwoHalves):
     """Karras et al. 2022, algorithm 1: Euler's step, then the mean of both slopes."""
-
-    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
-        """The clean sample, clipped where the configuration asks for it."""
-        x0, most = super().denoised(x, pred, i), self.config.clip_sample_range
-        return x0.clamp(-most, most) if self.config.clip_sample else x0
 
 
 class Restart(Heun):
@@ -197,38 +171,34 @@ class Restart(Heun):
         """Draws only at the end of a step below the beginning of the next."""
         new, x0 = super().advance(x, pred, i, noise, variance)
         here, there = self.sigma(i), self.sigma(i + 1)
-        if there > here:
-            new = new + noise() * self.s_noise * (there**2 - here**2).sqrt().to(x)
-        return new, x0
+        return (new + noise() * self.s_noise * (there**2 - here**2).sqrt() if there > here else new), x0
 
 
 class KDPM2(TwoHalves):
     """DPM-Solver-2 (Lu et al. 2022a) in the formulation of Karras et al. 2022: the slope halfway in the logarithm."""
 
-    def _aim(self, here: Tensor, there: Tensor) -> Tensor:
-        return middle(here, there)
+    @classmethod
+    def aim(cls, here: Tensor, there: Tensor) -> Tensor:
+        """Halfway in the logarithm; 0 on the way to 0."""
+        end = ancestral(here, there)[0] if cls.fresh else there
+        begun = here.log().neg()
+        return (begun + (end.log().neg() - begun) * 0.5).neg().exp()
 
-    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        return x + slopes[1] * (there - here).to(x)
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor) -> Tensor:
+        return x + slopes[1] * (there - here)
 
 
 class KDPM2Ancestral(KDPM2):
-    """DPM-Solver-2 to a lower level, and noise up to the next one; draws once for each step."""
+    """DPM-Solver-2 to a lower level, and noise up to the next one."""
 
-    def _aim(self, here: Tensor, there: Tensor) -> Tensor:
-        return middle(here, ancestral(here, there)[0])
-
-    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        down, up = ancestral(here, there)
-        return super()._second(x, x0, slopes, here, down, noise) + noise() * up.to(x)
+    fresh = True
 
 
 class DPMPP2SAncestral(KDPM2Ancestral):
     """DPM-Solver++(2S) (Lu et al. 2022b, algorithm 1) to a lower level, and noise up to the next one."""
 
-    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
-        down, up = ancestral(here, there)
-        return towards(x, x0, here, down) + noise() * up.to(x)
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor) -> Tensor:
+        return towards(x, x0, here, there)
 
 
 class DPMSolverSDE(KDPM2):
@@ -244,64 +214,23 @@ class DPMSolverSDE(KDPM2):
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """The path is laid in the first step; a single step, to 0, takes no noise."""
-        levels = [level for level in self.grid.sigmas.tolist() if level > 0]  # type: ignore[union-attr]
+        levels = [level for level in self.grid.levels.tolist() if level > 0]
         if self.path is None and len(levels) > 1:
             self.path = BrownianNoise(noise, min(levels), max(levels), self.config.noise_sampler_seed)
         return super().advance(x, pred, i, noise, variance)
-
-    def _between(self, here: Tensor, there: Tensor) -> Tensor:
-        """Unit noise of the path between two levels."""
-        # The path is rough: levels that are rounded otherwise, as by a logarithm and back, would meet another one.
-        assert self.path is not None
-        return self.path(*(level.log().exp() for level in (here, there)))
 
     def _leap(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
         """Exponentially towards the clean sample, and noise up again."""
         down, up = ancestral(here, there)
         new = towards(x, x0, here, down)
-        return new if up == 0 else new + self._between(here, there).to(x) * (self.s_noise * up).to(x)
+        if up == 0:
+            return new
+        assert self.path is not None
+        # The path is rough: levels that are rounded otherwise, as by a logarithm and back, would meet another one.
+        return new + self.path(here.log().exp(), there.log().exp()) * (self.s_noise * up)
 
     def _first(self, x: Tensor, x0: Tensor, here: Tensor, there: Tensor) -> Tensor:
-        return self._leap(x, x0, here, self._aim(here, there))
+        return self._leap(x, x0, here, self.aim(here, there))
 
-    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor, noise: Noise) -> Tensor:
+    def _second(self, x: Tensor, x0: Tensor, slopes: Pair, here: Tensor, there: Tensor) -> Tensor:
         return self._leap(x, x0, here, there)
-
-
-class DPMPP3MSDE(Exploding):
-    """DPM-Solver++ as an SDE of three steps (Lu et al. 2022b, section 5; k-diffusion), exponential in the logarithm.
-
-    The curvature has half of the weight that a parabola would give it, as in k-diffusion. Option: `s_noise`.
-    """
-
-    options = ("s_noise",)
-    s_noise = 1.0
-
-    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
-        super().__init__(scheduler, grid)
-        self.known: list[Pair] = []  # logarithm of signal over noise, and clean sample; the latest first
-
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
-        """By as many of the last clean samples as there are; the last step takes the clean sample."""
-        x0 = self.denoised(x, pred, i)
-        here, there = self.sigma(i), self.sigma(i + 1)
-        if there == 0:
-            return x0, x0
-        (t0, _), *others = self.known = [(-here.log(), x0), *self.known][:3]
-        h = here.log() - there.log()
-        shrunk = torch.expm1(-2 * h)  # twice, as half of the way down is made good by noise
-        new = x0 + (shrunk + 1).to(x) * (x - x0)
-        linear = shrunk / 2 + h
-        if others:
-            slope = _slope(*self.known[:2])
-            if len(others) > 1:
-                bend = (slope - _slope(*others)) / (t0 - others[1][0]).to(x)
-                slope = slope + (t0 - others[0][0]).to(x) * bend
-                new = new + ((h**2 - linear) / 2).to(x) * bend
-            new = new + linear.to(x) * slope
-        return new + noise() * (self.s_noise * there * (-shrunk).sqrt()).to(x), x0
-
-
-def _slope(now: Pair, before: Pair) -> Tensor:
-    """Of the clean sample, from one logarithm of signal over noise to another."""
-    return (now[1] - before[1]) / (now[0] - before[0]).to(now[1])

@@ -5,17 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
+from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
+from autopipeline.schedulers.solvers.exploding import Exploding, TwoHalves
 
-Pair = tuple[Tensor, Tensor]
 
-
-class Flow(Solver):
+class Flow(Exploding):
     """x = (1 - sigma) clean + sigma noise; the network says noise minus clean, which is the slope of x in sigma."""
 
-    def sigma(self, i: int) -> Tensor:
-        """Share of noise at index i."""
-        return self.grid.sigmas[i]  # type: ignore[index]
+    fixed = Solver.fixed | dict(prediction_type="flow_prediction")
+    scale = Solver.scale
 
     def level(self, i: int) -> Pair:
         """The shares add up to one."""
@@ -23,7 +21,7 @@ class Flow(Solver):
 
     def renoised(self, x0: Tensor, i: int, noise: Noise) -> Tensor:
         """A clean sample at grid index i, with noise of its own."""
-        alpha, sigma = (v.to(x0) for v in self.level(i))
+        alpha, sigma = self.level(i)
         return alpha * x0 + sigma * noise()
 
 
@@ -40,12 +38,11 @@ class FlowEuler(Flow):
         """Straight on."""
         if self.tokens is not None:
             return self._each_token(x, pred, self.tokens.to(x) / self.config.num_train_timesteps, noise)
-        here, there = self.sigma(i).to(x), self.sigma(i + 1).to(x)
-        x0 = x - here * pred
-        return self.renoised(x0, i + 1, noise) if self.config.stochastic_sampling else x + (there - here) * pred, x0
+        x0, width = self.denoised(x, pred, i), self.sigma(i + 1) - self.sigma(i)
+        return self.renoised(x0, i + 1, noise) if self.config.stochastic_sampling else x + width * pred, x0
 
     def _each_token(self, x: Tensor, pred: Tensor, here: Tensor, noise: Noise) -> Pair:
-        levels = self.grid.sigmas.to(x).view(-1, 1, 1)  # type: ignore[union-attr]
+        levels = self.grid.levels.to(x).view(-1, 1, 1)
         there = torch.where(levels < here - 1e-6, levels, 0).amax(0)[..., None]
         here = here[..., None]
         x0 = x - here * pred
@@ -54,21 +51,11 @@ class FlowEuler(Flow):
         return x + (here - there) * pred, x0
 
 
-class FlowHeun(Flow):
+class FlowHeun(Flow, TwoHalves):
     """Heun's method along the line: Euler's step, then the mean of both slopes; the grid has each level twice."""
 
-    held: tuple[Tensor, Tensor, Tensor] | None = None  # x, slope, width of the first half
-
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
-        """One half of a step."""
-        here = self.sigma(i).to(x)
-        x0 = x - here * pred
-        if self.held is None:
-            width = self.sigma(i + 1).to(x) - here
-            self.held = (x, pred, width)
-            return x + width * pred, x0
-        (begun, before, width), self.held = self.held, None
-        return begun + width * (before + pred) / 2, x0
+    def _slope(self, x: Tensor, pred: Tensor, x0: Tensor, i: int) -> Tensor:
+        return pred
 
 
 class FlowLCM(Flow):
@@ -98,7 +85,7 @@ class FlowLCM(Flow):
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """Draws in every step, the last included."""
-        x0, size = x - self.sigma(i).to(x) * pred, self.size(x, i)
+        x0, size = self.denoised(x, pred, i), self.size(x, i)
         if i < len(self.factors):
             x0 = torch.nn.functional.interpolate(x0, size=size, mode=self.config.upscale_mode)
         return self.renoised(x0, i + 1, noise), x0

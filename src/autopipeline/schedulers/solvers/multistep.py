@@ -1,31 +1,24 @@
-"""Solvers on levels of noise that remember what the network said; x keeps unit variance."""
+"""Solvers by the logarithm of signal over noise that remember what the network said; x keeps unit variance."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from math import log
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autopipeline.config import Config
-from autopipeline.schedulers.parameterisation import clean, limited
-from autopipeline.schedulers.scheduler import Grid, Noise, Scheduler, Solver
-
-Pair = tuple[Tensor, Tensor]
+from autopipeline.schedulers.grids import alphas_cumprod, integrals
+from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
 
 
 class Multistep(Solver):
     """On sigmas; x keeps unit variance. Remembers what the network said at the last levels."""
 
-    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
-        super().__init__(scheduler, grid)
-        # without the keys that are kept for other classes
-        self.config = Config({key: scheduler.config[key] for key in scheduler.defaults})
-        self.seen: list[Tensor] = []
-
     def level(self, i: int) -> Pair:
         """Variance-preserving, or a flow."""
-        sigma = self.grid.sigmas[i]  # type: ignore[index]
+        sigma = self.sigma(i)
         if self.config.get("use_flow_sigmas"):
             return 1 - sigma, sigma
         alpha = 1 / (sigma**2 + 1).sqrt()
@@ -36,33 +29,37 @@ class Multistep(Solver):
         alpha, sigma = self.level(i)
         return alpha.log() - sigma.log()
 
-    def converted(self, x: Tensor, pred: Tensor, i: int, as_clean: bool) -> tuple[Tensor, Tensor]:
+    def converted(self, x: Tensor, pred: Tensor, i: int, as_clean: bool) -> Pair:
         """What is remembered (the clean sample or the noise), and the clean sample."""
         if str(self.config.get("variance_type")).startswith("learned"):
             pred = pred[:, : x.shape[1]]  # the other half of the channels is the variance, which these solvers ignore
-        alpha, sigma = (v.to(x) for v in self.level(i))
-        x0 = clean(self.config, x, pred, alpha, sigma)
-        if self.config.get("thresholding"):
-            x0 = limited(self.config, x0)
-        elif not as_clean and self.config.prediction_type == "epsilon":
-            return pred, x0
-        return (x0 if as_clean else (x - alpha * x0) / sigma), x0
+        (alpha, sigma), x0 = self.level(i), self.denoised(x, pred, i)
+        if as_clean:
+            return x0, x0
+        given = self.config.prediction_type == "epsilon" and not self.config.thresholding
+        return (pred if given else (x - alpha * x0) / sigma), x0
+
+    def slopes(self, i: int, others: Iterable[int], said: Sequence[Tensor], h: Tensor) -> tuple[list[Tensor], ...]:
+        """Where other indices lie from index i in steps of h, and from what was said at i, the slopes to them."""
+        ratios = [(self.log_ratio(k) - self.log_ratio(i)) / h for k in others]
+        return ratios, [(other - said[0]) / ratio for other, ratio in zip(said[1:], ratios, strict=True)]
 
 
 class DPMSolver(Multistep):
     """DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b), as ODE or SDE, orders 1 to 3."""
 
-    @property
-    def kind(self) -> str:
-        """The algorithm."""
-        return self.config.algorithm_type
+    bend = -0.5  # of the third order of the SDE, as in the reference implementation; that of the ODE is 1/2
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
+        super().__init__(scheduler, grid)
+        self.kind: str = self.config.algorithm_type
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One step of the order that the history and the end of the grid allow."""
         said, x0 = self.converted(x, pred, i, self.kind.endswith("++"))
-        self.seen = [*self.seen[1 - self.config.solver_order :], said] if self.config.solver_order > 1 else [said]
+        self.said = [*self.said, said][-self.config.solver_order :]
         drawn = self.drawn(i, noise) if self.kind.startswith("sde") else None
-        return self._update(x, i, min(self._order(i), len(self.seen)), drawn), x0
+        return self._update(x, i, min(self._order(i), len(self.said)), drawn), x0
 
     def drawn(self, i: int, noise: Noise) -> Tensor:
         """The noise of the step from grid index i."""
@@ -71,57 +68,50 @@ class DPMSolver(Multistep):
     def _order(self, i: int) -> int:
         """Lower orders at the end of short grids, which are unstable otherwise."""
         config, left = self.config, len(self.grid.timesteps) - 1 - i
-        short = config.lower_order_final and len(self.grid.timesteps) < 15
+        short = config.get("lower_order_final") and len(self.grid.timesteps) < 15
         if left == 0 and (config.get("euler_at_final") or short or self.level(i + 1)[1] == 0):
             return 1
         return min(config.solver_order, 2) if left == 1 and short else config.solver_order
 
     def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
-        h = self.log_ratio(i + 1) - self.log_ratio(i)
-        return x if h == 0 else self._expanded(x, i, i + 1, order, self.seen[-1], self._slopes(h, i, order), noise)
+        return self._expanded(x, i, i + 1, range(i - 1, i - order, -1), self.said[::-1][:order], noise)
 
     def _expanded(
-        self, x: Tensor, start: int, end: int, order: int, said: Tensor, slopes: list[Tensor], noise: Tensor | None
+        self, x: Tensor, start: int, end: int, others: Iterable[int], said: Sequence[Tensor], noise: Tensor | None
     ) -> Tensor:
-        """From one index to another, with a Taylor expansion at the first."""
-        carry, first, second, third, spread = self._weights(start, end, order)
-        new = carry.to(x) * x + first.to(x) * said
-        for weight, slope in zip((second, third), slopes, strict=False):
-            new = new + weight.to(x) * slope
-        return new if noise is None else new + spread.to(x) * noise
+        """From one index to another, with a Taylor expansion at the first by what was said there and at others."""
+        h = self.log_ratio(end) - self.log_ratio(start)
+        if h == 0:
+            return x
+        carry, first, second, third, spread = self._weights(start, end, len(said))
+        derivatives = self._derivatives(*self.slopes(start, others, said, h))
+        new = carry * x + first * said[0]
+        for weight, derivative in zip((second, third), derivatives, strict=False):
+            new = new + weight * derivative
+        return new if noise is None else new + spread * noise
+
+    def _derivatives(self, ratios: list[Tensor], slopes: list[Tensor]) -> list[Tensor]:
+        """The first, and in the third order half of the second, of the parabola."""
+        if len(slopes) < 2:
+            return slopes
+        change = (slopes[1] - slopes[0]) / (ratios[1] - ratios[0])
+        return [slopes[0] - ratios[0] * change, change]
 
     def _weights(self, start: int, end: int, order: int) -> tuple[Tensor, ...]:
         """Of x, of the prediction, of its first and second difference, and of the noise."""
         (alpha_s, sigma_s), (alpha, sigma) = self.level(start), self.level(end)
         h = self.log_ratio(end) - self.log_ratio(start)
-        midpoint = order == 2 and self.config.solver_type == "midpoint"
-        double = 2.0 if self.kind.startswith("sde") else 1.0
-        if self.kind.endswith("++"):
-            carry = sigma / sigma_s * (torch.exp(-h) if double == 2 else 1)
-            grown = -torch.expm1(-double * h)  # 1 - exp(-h), or with 2 h
-            first = alpha * grown
-            second = first / 2 if midpoint else alpha * (1 - grown / (double * h))
-            sign = 1.5 - double  # the reference implementation has -1/2 for the SDE
-            third = alpha * ((grown - double * h) / (double * h) ** 2 + sign)
-            return carry, first, second, third, sigma * torch.sqrt(-torch.expm1(-2 * h))
-        grown = torch.expm1(h)
-        first = -double * sigma * grown
-        second = first / 2 if midpoint else -double * sigma * (grown / h - 1)
-        third = -sigma * ((grown - h) / h**2 - 0.5)
-        return alpha / alpha_s, first, second, third, sigma * torch.sqrt(torch.expm1(2 * h))
-
-    def _slopes(self, h: Tensor, i: int, order: int) -> list[Tensor]:
-        """Divided differences of what the network said."""
-        if order == 1:
-            return []
-        r0 = (self.log_ratio(i) - self.log_ratio(i - 1)) / h
-        d0 = (self.seen[-1] - self.seen[-2]) / r0
-        if order == 2:
-            return [d0]
-        r1 = (self.log_ratio(i - 1) - self.log_ratio(i - 2)) / h
-        d1 = (self.seen[-2] - self.seen[-3]) / r1
-        change = (d0 - d1) / (r0 + r1)
-        return [d0 + r0 * change, change]
+        doubled, as_clean = self.kind.startswith("sde"), self.kind.endswith("++")
+        double = 2.0 if doubled else 1.0
+        if as_clean:
+            carry, size, hh = sigma / sigma_s * (torch.exp(-h) if doubled else 1), alpha, -double * h
+        else:
+            carry, size, hh = alpha / alpha_s, double * sigma, h
+        base = torch.expm1(hh)
+        first = -size * base
+        second = first / 2 if order == 2 and self.config.solver_type == "midpoint" else -size * (base / hh - 1)
+        third = -size * ((base - hh) / hh**2 - (self.bend if doubled else 0.5))
+        return carry, first, second, third, sigma * torch.sqrt(torch.expm1(-2 * h if as_clean else 2 * h).abs())
 
 
 class Singlestep(DPMSolver):
@@ -136,34 +126,26 @@ class Singlestep(DPMSolver):
         return i % config.solver_order + 1
 
     def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
-        if order == 1:
-            self.begun = x
+        self.begun = x if order == 1 else self.begun
         start = i - order + 1
-        h = self.log_ratio(i + 1) - self.log_ratio(start)
-        if h == 0:
-            return x
-        said, *later = self.seen[-order:]
-        ratios = [(self.log_ratio(start + k) - self.log_ratio(start)) / h for k in range(1, order)]
-        slopes = [(entry - said) / r.to(x) for entry, r in zip(later, ratios, strict=True)]
-        if order == 3:
-            slopes = self._third(slopes, *ratios)
-        return self._expanded(self.begun, start, i + 1, order, said, slopes, noise)
+        return self._expanded(self.begun, start, i + 1, range(start + 1, i + 1), self.said[-order:], noise)
 
-    def _third(self, slopes: list[Tensor], near: Tensor, far: Tensor) -> list[Tensor]:
-        """First and second derivative of the parabola; the kind called midpoint leaves out the second."""
-        if self.config.solver_type == "midpoint":
+    def _derivatives(self, ratios: list[Tensor], slopes: list[Tensor]) -> list[Tensor]:
+        """With the whole second derivative; the kind called midpoint leaves it out."""
+        if len(slopes) == 2 and self.config.solver_type == "midpoint":
             return slopes[1:]
-        change = (slopes[1] - slopes[0]) / (far - near)
-        return [slopes[0] - near * change, 2 * change]
+        made = super()._derivatives(ratios, slopes)
+        return [*made[:1], *[2 * change for change in made[1:]]]
 
 
 class UniPC(Multistep):
     """Zhao et al. 2023: a predictor, and a corrector that reuses the next evaluation."""
 
+    before: Tensor | None = None  # x that the last step began with
+    order = 1  # of the last step
+
     def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
         super().__init__(scheduler, grid)
-        self.before: Tensor | None = None  # x that the last step began with
-        self.order = 1
         self.predictor = self._other(self.config.solver_p) if self.config.solver_p else None
 
     def _other(self, scheduler: Scheduler) -> Solver:
@@ -175,15 +157,15 @@ class UniPC(Multistep):
             )
         return scheduler.solver(grid.window(own.begin, own.end))
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """Correct the last step with what the network says now, then predict the next."""
         config = self.config
         said, x0 = self.converted(x, pred, i, config.predict_x0)
         if self.before is not None and i - 1 not in config.disable_corrector:
             x = self._update(self.before, i - 1, self.order, said)
-        self.seen = [*self.seen, said][-config.solver_order :]
+        self.said = [*self.said, said][-config.solver_order :]
         left = len(self.grid.timesteps) - i if config.lower_order_final else config.solver_order
-        self.order, self.before = min(config.solver_order, left, len(self.seen)), x
+        self.order, self.before = min(config.solver_order, left, len(self.said)), x
         if self.predictor is not None:
             return self.predictor.advance(x, pred, i, noise, variance)[0], x0
         return self._update(x, i, self.order, None), x0
@@ -193,9 +175,8 @@ class UniPC(Multistep):
         h = self.log_ratio(i + 1) - self.log_ratio(i)
         if h == 0:
             return x
-        m0 = self.seen[-1]
-        ratios = [(self.log_ratio(i - k) - self.log_ratio(i)) / h for k in range(1, order)]
-        slopes = [(self.seen[-1 - k] - m0) / r for k, r in enumerate(ratios, 1)]
+        m0, *_ = entries = self.said[::-1][:order]
+        ratios, slopes = self.slopes(i, range(i - 1, i - order, -1), entries, h)
         hh = -h if self.config.predict_x0 else h
         base = torch.expm1(hh)
         scale = hh if self.config.solver_type == "bh1" else base
@@ -204,9 +185,9 @@ class UniPC(Multistep):
             slopes.append(said - m0)
         (alpha_s, sigma_s), (alpha, sigma) = self.level(i), self.level(i + 1)
         carry, size = (sigma / sigma_s, alpha) if self.config.predict_x0 else (alpha / alpha_s, sigma)
-        new = carry.to(x) * x - (size * base).to(x) * m0
+        new = carry * x - size * base * m0
         for weight, slope in zip(weights, slopes, strict=True):
-            new = new - (size * scale * weight).to(x) * slope
+            new = new - size * scale * weight * slope
         return new
 
     @staticmethod
@@ -225,3 +206,90 @@ class UniPC(Multistep):
         points = torch.stack([*ratios, torch.ones(())][:unknowns])
         powers = torch.stack([points**k for k in range(unknowns)])
         return torch.linalg.solve(powers, torch.stack(right))
+
+
+def log_ratios(solver: Multistep, newest: int, count: int) -> list[float]:
+    """Lambda of a grid index and of those before it, in double precision: weights are differences of large numbers."""
+    sigmas = [float(solver.grid.levels[newest - k]) for k in range(count)]
+    return [log((1 - sigma if solver.config.use_flow_sigmas else 1) / sigma) for sigma in sigmas]
+
+
+def adams(
+    solver: Multistep, x: Tensor, i: int, newest: int, said: Sequence[Tensor], tau: float = 0.0, as_clean: bool = False
+) -> Pair:
+    """From index i to i + 1 with what was said (the latest first) at `newest` and before; and the deviation of noise.
+
+    `tau` is how much noise there is on the way; `as_clean`: the clean sample was said, not the noise.
+    """
+    end, start = log_ratios(solver, i + 1, 2)
+    (alpha_s, sigma_s), (alpha, sigma) = solver.level(i), solver.level(i + 1)
+    h, nodes, rate = torch.tensor(end - start), log_ratios(solver, newest, len(said)), 1 + tau**2
+    if as_clean:
+        weights = _second(integrals(nodes, start, end, rate), nodes, start, end, rate)
+        carry, size = torch.exp(-(tau**2) * h) * sigma / sigma_s, rate * alpha
+        spread = sigma * torch.sqrt(-torch.expm1(-2 * tau**2 * h))
+    else:
+        weights = integrals(nodes, start, end, -1.0)
+        carry, size = alpha / alpha_s, -rate * sigma
+        spread = tau * sigma * torch.sqrt(torch.expm1(2 * h))
+    new = carry * x
+    for weight, entry in zip(weights, said, strict=True):
+        new = new + size * weight * entry
+    return new, spread
+
+
+def _second(weights: list[float], nodes: list[float], start: float, end: float, rate: float) -> list[float]:
+    """In the second order, the authors' implementation takes h**2 / 2 for the integral over the slope."""
+    if len(nodes) != 2:
+        return weights
+    slope = integrals([start + 1, start], start, end, rate)[0]
+    change = ((end - start) ** 2 / 2 - slope) / (nodes[0] - nodes[1])
+    return [weights[0] + change, weights[1] - change]
+
+
+class DEIS(DPMSolver):
+    """Zhang & Chen 2023, the Adams-Bashforth kind, with the polynomial in the logarithm of sigma / alpha."""
+
+    def _update(self, x: Tensor, i: int, order: int, noise: Tensor | None) -> Tensor:
+        if order == 1:
+            return super()._update(x, i, order, noise)
+        return adams(self, x, i, i, self.said[::-1][:order])[0]
+
+
+class SASolver(Multistep):
+    """Xue et al. 2023, algorithm 1: a predictor, and a corrector that reuses the next evaluation and the noise."""
+
+    before: Pair | None = None  # x and the noise that the last step began with
+    order = 1  # of the next corrector
+
+    def tau(self, i: int) -> float:
+        """How much noise there is on the way from grid index i."""
+        t, chosen = self.grid.timesteps[i], self.config.tau_func
+        return float(chosen(t) if chosen else 200 <= t <= 800)
+
+    def noised(self, x0: Tensor, noise: Tensor, i: int) -> Tensor:
+        """At the level of the timestep as the network is told it, which curves of sigmas round."""
+        if self.config.use_flow_sigmas or i >= len(self.grid.timesteps):
+            return super().noised(x0, noise, i)
+        share = alphas_cumprod(self.config)[int(self.grid.timesteps[i])].to(x0)
+        return share.sqrt() * x0 + (1 - share).sqrt() * noise
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
+        """Correct the last step with what the network says now, then predict the next."""
+        config = self.config
+        said, x0 = self.converted(x, pred, i, config.algorithm_type == "data_prediction")
+        self.said = [*self.said, said]
+        if self.before is not None:
+            x = self._update(*self.before, i - 1, i, self.order)
+        self.before = (x, noise())
+        self.said = self.said[-max(config.predictor_order, config.corrector_order - 1) :]
+        left = len(self.grid.timesteps) - i if config.lower_order_final else len(self.said)
+        known = min(len(self.said), left)
+        self.order = min(config.corrector_order, known + 1)
+        return self._update(*self.before, i, i, min(config.predictor_order, known)), x0
+
+    def _update(self, x: Tensor, noise: Tensor, i: int, newest: int, order: int) -> Tensor:
+        """From index i to i + 1, with what was said at `newest` and before."""
+        as_clean = self.config.algorithm_type == "data_prediction"
+        new, spread = adams(self, x, i, newest, self.said[::-1][:order], self.tau(i), as_clean)
+        return new + spread * noise

@@ -1,0 +1,47 @@
+"""Written by autopipeline.stub."""
+
+from autopipeline.schedulers.named.continuous import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
+from autopipeline.schedulers.named.continuous import DDPMWuerstchenScheduler as DDPMWuerstchenScheduler
+from autopipeline.schedulers.named.continuous import IPNDMScheduler as IPNDMScheduler
+from autopipeline.schedulers.named.continuous import ScoreSdeVeScheduler as ScoreSdeVeScheduler
+from autopipeline.schedulers.named.discrete import DDIMInverseScheduler as DDIMInverseScheduler
+from autopipeline.schedulers.named.discrete import DDIMParallelScheduler as DDIMParallelScheduler
+from autopipeline.schedulers.named.discrete import DDIMScheduler as DDIMScheduler
+from autopipeline.schedulers.named.discrete import DDPMParallelScheduler as DDPMParallelScheduler
+from autopipeline.schedulers.named.discrete import DDPMScheduler as DDPMScheduler
+from autopipeline.schedulers.named.discrete import LCMScheduler as LCMScheduler
+from autopipeline.schedulers.named.discrete import PNDMScheduler as PNDMScheduler
+from autopipeline.schedulers.named.discrete import RePaintScheduler as RePaintScheduler
+from autopipeline.schedulers.named.discrete import TCDScheduler as TCDScheduler
+from autopipeline.schedulers.named.discrete import UnCLIPScheduler as UnCLIPScheduler
+from autopipeline.schedulers.named.edm import CosineDPMSolverMultistepScheduler as CosineDPMSolverMultistepScheduler
+from autopipeline.schedulers.named.edm import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
+from autopipeline.schedulers.named.edm import EDMEulerScheduler as EDMEulerScheduler
+from autopipeline.schedulers.named.exploding import DPMPP2SAncestralScheduler as DPMPP2SAncestralScheduler
+from autopipeline.schedulers.named.exploding import DPMPP3MSDEScheduler as DPMPP3MSDEScheduler
+from autopipeline.schedulers.named.exploding import DPMSolverSDEScheduler as DPMSolverSDEScheduler
+from autopipeline.schedulers.named.exploding import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
+from autopipeline.schedulers.named.exploding import EulerDiscreteScheduler as EulerDiscreteScheduler
+from autopipeline.schedulers.named.exploding import HeunDiscreteScheduler as HeunDiscreteScheduler
+from autopipeline.schedulers.named.exploding import KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler
+from autopipeline.schedulers.named.exploding import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
+from autopipeline.schedulers.named.exploding import LMSDiscreteScheduler as LMSDiscreteScheduler
+from autopipeline.schedulers.named.exploding import RestartScheduler as RestartScheduler
+from autopipeline.schedulers.named.flow import FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler
+from autopipeline.schedulers.named.flow import FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler
+from autopipeline.schedulers.named.flow import FlowMatchLCMScheduler as FlowMatchLCMScheduler
+from autopipeline.schedulers.named.multistep import DEISMultistepScheduler as DEISMultistepScheduler
+from autopipeline.schedulers.named.multistep import DPMSolverMultistepInverseScheduler as DPMSolverMultistepInverseScheduler
+from autopipeline.schedulers.named.multistep import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+from autopipeline.schedulers.named.multistep import DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler
+from autopipeline.schedulers.named.multistep import SASolverScheduler as SASolverScheduler
+from autopipeline.schedulers.named.multistep import UniPCMultistepScheduler as UniPCMultistepScheduler
+from autopipeline.schedulers.scheduler import Grid as Grid
+from autopipeline.schedulers.scheduler import Noise as Noise
+from autopipeline.schedulers.scheduler import Scheduler as Scheduler
+from autopipeline.schedulers.scheduler import Solver as Solver
+from autopipeline.schedulers.scheduler import Step as Step
+
+HOMES: dict[str, list[str]]
+PUBLIC: dict[str, str]
+__all__: list[str]
