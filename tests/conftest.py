@@ -45,6 +45,10 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "pixart-alpha-1024": lambda folder: tiny.pixart(folder, "PixArtAlphaPipeline", sample_size=128, patch_size=4),
     "pixart-sigma": lambda folder: tiny.pixart(folder, interpolation_scale=2),
     "pixart-sigma-256": lambda folder: tiny.pixart(folder, sample_size=32, norm_elementwise_affine=True),
+    "sana": tiny.sana,
+    "sana-1.5": lambda folder: tiny.sana(
+        folder, flow=True, timestep_scale=0.001, qk_norm="rms_norm_across_heads", interpolation_scale=1.5
+    ),
     "lcm": tiny.lcm,
 }
 

@@ -32,6 +32,7 @@ FOLDERS = {
     "hunyuan": "hunyuan",
     "pixart-alpha": "pixart-alpha",
     "pixart-sigma": "pixart-sigma",
+    "sana": "sana",
 }
 SMALL = dict(height=32, width=32, max_sequence_length=16)
 PIXART = dict(max_sequence_length=16, clean_caption=False, use_resolution_binning=False)
@@ -43,6 +44,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "hunyuan": dict(use_resolution_binning=False),
     "pixart-alpha": PIXART,
     "pixart-sigma": PIXART,
+    "sana": SMALL | dict(use_resolution_binning=False, complex_human_instruction=None),
 }
 """What the calls of a family need to be quick, where its size does not follow from the network."""
 CASES = [(row.key, task) for row in names.rows() if row.built and not row.addons for task in row.classes]

@@ -53,6 +53,16 @@ PIXART_NEGATIVE = dict(negative_prompt_embeds=None, negative_prompt_attention_ma
 FLUX_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), pooled_prompt_embeds=(1, 24))
 TRUE = FLUX | dict(true_cfg_scale=3.0)
 SIGMAS = dict(sigmas=[0.9, 0.6, 0.5, 0.2], strength=0.8)
+SANA = FLUX | dict(use_resolution_binning=False)
+TOLD = ["Paint the sun:", "- a red cat", "Words: "]
+SANA_EMBEDS = dict(
+    prompt=None,
+    negative_prompt=None,
+    prompt_embeds=(1, 16, 24),
+    negative_prompt_embeds=(1, 16, 24),
+    prompt_attention_mask=torch.arange(16)[None] < 9,
+    negative_prompt_attention_mask=torch.arange(16)[None] < 1,
+)
 KONTEXT = FLUX | dict(max_area=32 * 32, _auto_resize=False)
 AURA_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), prompt_attention_mask=(1, 9, 1))
 HUNYUAN = dict(height=64, width=64, use_resolution_binning=False)
@@ -129,6 +139,14 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("hunyuan", "text2image", HUNYUAN | HUNYUAN_EMBEDS | dict(guidance_scale=1.0, width=112)),
     ("hunyuan", "text2image", HUNYUAN | dict(height=90, width=50)),
     ("hunyuan-plain", "text2image", HUNYUAN | dict(height=32, latents=(1, 4, 4, 8))),
+    ("sana", "text2image", SANA | dict(negative_prompt="Sun ", num_images_per_prompt=2)),
+    ("sana", "text2image", SANA | dict(complex_human_instruction=TOLD, guidance_scale=1.0, width=64)),
+    ("sana", "text2image", SANA | dict(prompt=["Cat", "a red sun"], num_images_per_prompt=2, output_type="latent")),
+    ("sana", "text2image", SANA | SANA_EMBEDS | dict(latents=(1, 4, 8, 8))),
+    ("sana", "text2image", dict(height=70, width=250, max_sequence_length=16, complex_human_instruction=None)),
+    ("sana-1.5", "text2image", SANA | dict(height=96, num_inference_steps=3)),
+    ("sana-1.5", "text2image", SANA | dict(timesteps=[950, 600, 100], num_inference_steps=3)),
+    ("sana-1.5", "text2image", SANA | dict(sigmas=[0.9, 0.4])),
     ("pixart-alpha-1024", "text2image", PIXART | dict(negative_prompt="sun", num_images_per_prompt=2, width=96)),
     ("pixart-sigma", "text2image", PIXART | dict(negative_prompt="sun", num_images_per_prompt=2, width=96)),
     (

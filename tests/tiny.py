@@ -381,6 +381,76 @@ def pixart(folder: Path, cls: str = "PixArtSigmaPipeline", **changes: Any) -> Pa
     return folder
 
 
+def gemma_tokenizer(add_bos_token: bool = True) -> Any:
+    """A Gemma tokenizer of a few words and letters, with bytes for the rest."""
+    from transformers import GemmaTokenizer
+
+    words = ["▁cat", "▁red", "▁sun"]
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    pieces += [chr(letter) for letter in range(33, 127)]
+    merges = []
+    for word in words:
+        merges += [(word[:k], word[k]) for k in range(1, len(word))]
+        pieces += [word[: k + 1] for k in range(1, len(word))]
+    vocabulary = {piece: k for k, piece in enumerate(dict.fromkeys(pieces))}
+    return GemmaTokenizer(vocab=vocabulary, merges=merges, model_max_length=256, add_bos_token=add_bos_token)
+
+
+def gemma2(seed: int, **changes: Any) -> Any:
+    """Gemma 2 in miniature."""
+    from transformers import Gemma2Config, Gemma2Model
+
+    sizes = dict(vocab_size=384, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4)
+    more = dict(num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=9, sliding_window=6)
+    return redraw(Gemma2Model(Gemma2Config(**sizes | more | changes)), seed)
+
+
+SANA = dict(
+    in_channels=4,
+    out_channels=4,
+    num_layers=3,
+    num_attention_heads=3,
+    attention_head_dim=8,
+    num_cross_attention_heads=2,
+    cross_attention_head_dim=10,
+    cross_attention_dim=24,
+    caption_channels=24,
+    sample_size=16,
+)
+DC_VAE = dict(
+    latent_channels=4,
+    attention_head_dim=4,
+    encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+    decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+    encoder_block_out_channels=(8, 8, 16),
+    decoder_block_out_channels=(8, 8, 16),
+    encoder_qkv_multiscales=((), (), (5,)),
+    decoder_qkv_multiscales=((), (), (5,)),
+    encoder_layers_per_block=(1, 1, 1),
+    decoder_layers_per_block=(1, 1, 1),
+    scaling_factor=0.41407,
+)
+FLOW_DPM = dict(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
+def sana(folder: Path, **changes: Any) -> Path:
+    """Sana in miniature, 4 pixels a latent; `changes` are keys of the transformer's config, or flow=True."""
+    import diffusers
+
+    flow = changes.pop("flow", False)
+    pipe = diffusers.SanaPipeline(
+        transformer=redraw(diffusers.SanaTransformer2DModel(**SANA | changes), 1),
+        vae=redraw(diffusers.AutoencoderDC(**DC_VAE), 2),
+        text_encoder=gemma2(3),
+        tokenizer=gemma_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        if flow
+        else diffusers.DPMSolverMultistepScheduler(**FLOW_DPM),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def lcm(folder: Path) -> Path:
     """A latent consistency model in miniature."""
     return stable_diffusion(

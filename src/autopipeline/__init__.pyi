@@ -11,6 +11,7 @@ from autopipeline.errors import CheckpointError as CheckpointError
 from autopipeline.errors import NotFiniteError as NotFiniteError
 from autopipeline.images import CLIPImageProcessor as CLIPImageProcessor
 from autopipeline.models.auraflow import AuraFlowTransformer2DModel as AuraFlowTransformer2DModel
+from autopipeline.models.autoencoder_dc import AutoencoderDC as AutoencoderDC
 from autopipeline.models.autoencoder_kl import AutoencoderKL as AutoencoderKL
 from autopipeline.models.autoencoder_tiny import AutoencoderTiny as AutoencoderTiny
 from autopipeline.models.bert import BertModel as BertModel
@@ -23,8 +24,10 @@ from autopipeline.models.controlnet import MultiControlNetModel as MultiControlN
 from autopipeline.models.flux import FluxTransformer2DModel as FluxTransformer2DModel
 from autopipeline.models.flux_controlnet import FluxControlNetModel as FluxControlNetModel
 from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as FluxMultiControlNetModel
+from autopipeline.models.gemma2 import Gemma2Model as Gemma2Model
 from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
+from autopipeline.models.sana import SanaTransformer2DModel as SanaTransformer2DModel
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
 from autopipeline.models.sd3 import SD3MultiControlNetModel as SD3MultiControlNetModel
 from autopipeline.models.sd3 import SD3Transformer2DModel as SD3Transformer2DModel
@@ -73,6 +76,7 @@ from autopipeline.selection import Explanation as Explanation
 from autopipeline.selection import explain as explain
 from autopipeline.text import BertTokenizer as BertTokenizer
 from autopipeline.text import CLIPTokenizer as CLIPTokenizer
+from autopipeline.text import GemmaTokenizer as GemmaTokenizer
 from autopipeline.text import LlamaTokenizer as LlamaTokenizer
 from autopipeline.text import T5Tokenizer as T5Tokenizer
 
@@ -959,6 +963,75 @@ class PixArtSigmaPipeline(DiffusionPipeline):
         strength: Any = None,
         mask_image: Any = None,
         padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class SanaPAGPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = '',
+        num_inference_steps: Any = 20,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        guidance_scale: Any = 4.5,
+        num_images_per_prompt: Any = 1,
+        height: Any = 1024,
+        width: Any = 1024,
+        eta: Any = 0.0,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_attention_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        clean_caption: Any = False,
+        use_resolution_binning: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 300,
+        complex_human_instruction: Any = ...,
+        pag_scale: Any = 3.0,
+        pag_adaptive_scale: Any = 0.0,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class SanaPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = '',
+        num_inference_steps: Any = 20,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        guidance_scale: Any = 4.5,
+        num_images_per_prompt: Any = 1,
+        height: Any = 1024,
+        width: Any = 1024,
+        eta: Any = 0.0,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_attention_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        clean_caption: Any = False,
+        use_resolution_binning: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 300,
+        complex_human_instruction: Any = ...,
+        *,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,

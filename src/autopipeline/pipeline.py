@@ -507,10 +507,8 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
     class_name = type(part).__name__
     if class_name == "StableDiffusionSafetyChecker":
         return ["stable_diffusion", class_name]
-    return [
-        "transformers" if class_name.startswith(("CLIP", "T5", "UMT5", "Bert", "Llama")) else "diffusers",
-        class_name,
-    ]
+    theirs = ("CLIP", "T5", "UMT5", "Bert", "Llama", "Gemma")
+    return ["transformers" if class_name.startswith(theirs) else "diffusers", class_name]
 
 
 def _wanted(index: Any, parts: Mapping[str, Any]) -> set[str]:

@@ -61,7 +61,7 @@ class Space(Protocol):
 class LatentSpace(NamedTuple):
     """The latents of an autoencoder."""
 
-    vae: Any  # AutoencoderKL or AutoencoderTiny
+    vae: Any  # AutoencoderKL, AutoencoderTiny or AutoencoderDC
     upcast: bool = False  # compute in float32 where the autoencoder asks for it (`force_upcast`)
     patch: int = 1  # sides are multiples of so many latents
     shifted: bool = True  # by the autoencoder's `shift_factor`, where it has one
@@ -229,7 +229,10 @@ class Packed(NamedTuple):
 
 def factor(vae: Any) -> int:
     """Pixels of the picture for each latent, along one side; 8 without an autoencoder."""
-    return 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+    if vae is None:
+        return 8
+    config = vae.config
+    return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
 
 
 def crop_box(run: Run) -> tuple[int, int, int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from autopipeline import (  # the stub does not show private names
     _HOMES,  # type: ignore[attr-defined]
@@ -53,10 +54,15 @@ def _class(name: str) -> str:
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not star:
             shown.append("*")
             star = True
-        default = "" if parameter.default is inspect.Parameter.empty else f": Any = {parameter.default!r}"
+        default = "" if parameter.default is inspect.Parameter.empty else f": Any = {_value(parameter.default)}"
         shown.append(parameter.name + default)
     body = "".join(f"        {line},\n" for line in shown)
     return f"class {name}(DiffusionPipeline):\n    def __call__(\n{body}    ) -> Any: ...\n"
+
+
+def _value(default: Any) -> str:
+    """A default; whole texts are left out."""
+    return repr(default) if len(repr(default)) < 80 else "..."
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ BUILT = {
     "chroma": "autopipeline.families.chroma",
     "auraflow": "autopipeline.families.auraflow",
     "hunyuan": "autopipeline.families.hunyuan",
+    "sana": "autopipeline.families.sana",
     "pixart-alpha": "autopipeline.families.pixart_alpha",
     "pixart-sigma": "autopipeline.families.pixart_sigma",
 }
@@ -30,6 +31,7 @@ BUILT = {
 ADDONS = {
     "flux": ("Control", "ControlNet"),
     "hunyuan": ("PAG",),
+    "sana": ("PAG",),
     "pixart-sigma": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),

@@ -23,7 +23,7 @@ def _both_ways(wide: Bins, *but: tuple[int, int]) -> Bins:
 
 SIZES = {
     **dict.fromkeys((256, 512, 1024), _both_ways(_WIDE, (29, 8), (28, 9), (26, 9), (21, 11))),
-    2048: _both_ways(_WIDE + _LONG, (21, 11)),
+    **dict.fromkeys((2048, 4096), _both_ways(_WIDE + _LONG, (21, 11))),
 }
 """Side of the square in pixels -> the sizes for it, those of PixArt's training (Chen et al. 2023, 2024)."""
 

@@ -31,6 +31,7 @@ HOMES = {
     "FluxMultiControlNetModel": "autopipeline.models.flux_controlnet",
     "AutoencoderKL": "autopipeline.models.autoencoder_kl",
     "AutoencoderTiny": "autopipeline.models.autoencoder_tiny",
+    "AutoencoderDC": "autopipeline.models.autoencoder_dc",
     "CLIPTextModel": "autopipeline.models.clip",
     "CLIPTextModelWithProjection": "autopipeline.models.clip",
     "CLIPVisionModelWithProjection": "autopipeline.models.clip",
@@ -38,6 +39,8 @@ HOMES = {
     "SD3Transformer2DModel": "autopipeline.models.sd3",
     "SD3ControlNetModel": "autopipeline.models.sd3",
     "SD3MultiControlNetModel": "autopipeline.models.sd3",
+    "Gemma2Model": "autopipeline.models.gemma2",
+    "SanaTransformer2DModel": "autopipeline.models.sana",
     "T5EncoderModel": "autopipeline.models.t5",
     "UMT5EncoderModel": "autopipeline.models.t5",
     "StableDiffusionSafetyChecker": "autopipeline.models.safety_checker",
@@ -45,6 +48,7 @@ HOMES = {
     "BertTokenizer": "autopipeline.text",
     "LlamaTokenizer": "autopipeline.text",
     "T5Tokenizer": "autopipeline.text",
+    "GemmaTokenizer": "autopipeline.text",
     "CLIPImageProcessor": "autopipeline.images",
 }
 """Class name in model_index.json -> the module of ours that has it."""
@@ -57,6 +61,7 @@ ALIASES: dict[str, str] = {
     "BertTokenizerFast": "BertTokenizer",
     "LlamaTokenizerFast": "LlamaTokenizer",
     "T5TokenizerFast": "T5Tokenizer",
+    "GemmaTokenizerFast": "GemmaTokenizer",
     "Transformer2DModel": "PixArtTransformer2DModel",  # in older checkpoints
 }
 
