@@ -17,6 +17,7 @@ SCENES = [
     "a small white cross left of a small black diamond left of a small yellow circle on a checkered green background",
     "a large white square below a small red star on a plain purple background",
 ]
+GUIDANCE = dict(guidance_scale=3.0)  # what the command line takes for this model
 FOLDER = Path(__file__).parent / "pictures"
 GAP = 8
 
@@ -34,18 +35,20 @@ def row(pictures: list[Image.Image], scale: int = 1) -> Image.Image:
 def scenes() -> Image.Image:
     """Six prompts."""
     pipe = ap.AutoPipelineForText2Image.from_pretrained("scenes-128")
-    return row(pipe(SCENES, seed=1).images)
+    return row(pipe(SCENES, seed=1, **GUIDANCE).images)
 
 
 def tasks() -> Image.Image:
     """Text to image; the same from that picture; a mask, and what is painted into it."""
     pipe = ap.DiffusionPipeline.from_pretrained("scenes-128")
-    start = pipe("a large blue square in the centre on a white background", seed=3).images[0]
-    other = pipe("a large red square in the centre on a white background", image=start, strength=0.8, seed=3).images[0]
+    start = pipe("a large blue square in the centre on a white background", seed=3, **GUIDANCE).images[0]
+    other = pipe(
+        "a large red square in the centre on a white background", image=start, strength=0.8, seed=3, **GUIDANCE
+    ).images[0]
     mask = Image.new("L", start.size, 0)
     ImageDraw.Draw(mask).rectangle([0, 0, 127, 40], fill=255)
     prompt = "a small red circle above a large blue square on a white background"
-    painted = pipe(prompt, image=start, mask_image=mask, seed=4).images[0]
+    painted = pipe(prompt, image=start, mask_image=mask, seed=4, **GUIDANCE).images[0]
     return row([start, other, mask, painted])
 
 
@@ -69,7 +72,7 @@ def schedulers() -> Image.Image:
             at = left + 160 + j * (CELL + 4)
             if k % half == 0:
                 ink.text((at + 4, 4), f"{steps} steps", "black", font)
-            made = pipe(SCENES[0], seed=1, num_inference_steps=steps, scheduler=name).images[0]
+            made = pipe(SCENES[0], seed=1, num_inference_steps=steps, scheduler=name, **GUIDANCE).images[0]
             sheet.paste(made.resize((CELL, CELL), Image.Resampling.LANCZOS), (at, top))
     return sheet
 

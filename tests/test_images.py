@@ -17,6 +17,7 @@ from torch import Tensor
 
 import tiny
 from autopipeline import CheckpointError
+from autopipeline.config import Config
 from autopipeline.images import (
     CLIPImageProcessor,
     crop_region,
@@ -478,7 +479,7 @@ def test_same_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["batch", "one", "list", "list of batches"])
 def test_latents_are_no_pictures(form: str) -> None:
     """With the channels of x, a tensor or a list of them goes through unchanged, as with the peer."""
-    vae = SimpleNamespace(config=SimpleNamespace(latent_channels=4, block_out_channels=(1, 1, 1, 1)))
+    vae = SimpleNamespace(config=Config(latent_channels=4, block_out_channels=(1, 1, 1, 1)))
     x = torch.randn(2, 4, 9, 10, generator=torch.Generator().manual_seed(0)) * 5
     given = {"batch": x, "one": x[0], "list": list(x), "list of batches": [x[:1], x[1:]]}[form]
     expected = peers(given)

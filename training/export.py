@@ -86,7 +86,7 @@ def export(vae: Path, run: Path, out: Path, scheduler: str) -> None:
     _weights(out / "vae/diffusion_pytorch_model.safetensors", saved["model"])
     for name in ("tokenizer", "tokenizer_2"):
         write_tokenizer(out / name)
-    _json(out / "recommended.json", {"num_inference_steps": 20})
+    _json(out / "recommended.json", {"guidance_scale": 3.0, "num_inference_steps": 20})
 
 
 def main() -> None:
