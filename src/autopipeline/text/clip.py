@@ -1,0 +1,86 @@
+"""CLIP's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from autopipeline.errors import CheckpointError
+from autopipeline.text.base import FILES, TextTokenizer, read_json, token_text
+
+PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+class CLIPTokenizer(TextTokenizer):
+    """Texts to token ids: start, the text, end, then padding up to `model_max_length`."""
+
+    files = FILES
+
+    def __init__(self, core: Tokenizer, *, length: int, pad: str, source: Path) -> None:
+        super().__init__(core, length=length, pad=pad, end=END, source=source)
+        self.start = core.get_vocab()[START]
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> CLIPTokenizer:
+        """Read vocab.json and merges.txt (or tokenizer.json) from a folder; CheckpointError where they are missing."""
+        path = Path(folder, subfolder) if subfolder else Path(folder)
+        vocabulary, merges = _vocabulary(path)
+        config = read_json(path / "tokenizer_config.json")
+        special = read_json(path / "special_tokens_map.json")
+        length = config.get("model_max_length", 77)
+        pad = token_text(special.get("pad_token") or config.get("pad_token") or END)
+        for token in (START, END, pad):
+            if token not in vocabulary:
+                raise CheckpointError(f"The tokenizer in {path} does not know its own token {token!r}.")
+        core = Tokenizer(_model(vocabulary, merges, path))
+        core.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        split = pre_tokenizers.Split(Regex(PATTERN), behavior="removed", invert=True)
+        core.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        core.decoder = decoders.ByteLevel()
+        core.add_special_tokens([AddedToken(token, normalized=False) for token in dict.fromkeys((START, END, pad))])
+        return cls(core, length=length if 0 < length < 10**6 else 77, pad=pad, source=path)
+
+    def __call__(self, texts: Sequence[str], length: int | None = None) -> Tensor:
+        """Ids (B, `length` or else model_max_length); what does not fit is cut, the end token stays."""
+        return self._rows(texts, [self.start], length or self.model_max_length)
+
+    def cut(self, text: str) -> str:
+        """The part of a text that does not fit; "" if all of it does."""
+        tokens = self._lost(text, self.model_max_length - 2)
+        return self._core.decoder.decode(tokens).replace("</w>", " ").strip() if tokens else ""
+
+
+def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, ...]]]:
+    whole = folder / "tokenizer.json"
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        lines = (folder / "merges.txt").read_text("utf-8").split("\n")
+        pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+        return read_json(folder / "vocab.json"), pairs
+    if whole.is_file():
+        model = read_json(whole).get("model")
+        if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
+            raise CheckpointError(f"{whole} holds no vocabulary with merges.")
+        return model["vocab"], [
+            tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
+        ]
+    raise CheckpointError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json.")
+
+
+def _model(vocabulary: dict[str, int], merges: list[tuple[str, ...]], folder: Path) -> models.BPE:
+    odd = [pair for pair in merges if len(pair) != 2 or "".join(pair) not in vocabulary]
+    if odd:
+        raise CheckpointError(
+            f"The vocabulary in {folder} (vocab.json) lacks the merge {' '.join(odd[0])!r} (merges.txt)."
+        )
+    try:
+        pairs: Any = merges
+        return models.BPE(vocabulary, pairs, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
+    except Exception as error:  # whatever the library raises
+        raise CheckpointError(f"The tokenizer in {folder} is damaged: {error}.") from None
