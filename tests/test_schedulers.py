@@ -846,3 +846,10 @@ def test_configurations_cannot_be_changed() -> None:
     for change in (lambda: config.update(beta_end=1), lambda: setattr(config, "beta_end", 1)):
         with pytest.raises(TypeError, match="from_config"):
             change()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_keyword_of_a_grid_is_ignored(name: str) -> None:
+    scheduler = getattr(schedulers, name)(**config_of(name))
+    with pytest.raises(TypeError, match=f"{name} takes no warmth"):
+        scheduler.grid(STEPS, warmth=1.0)

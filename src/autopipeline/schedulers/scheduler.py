@@ -265,6 +265,7 @@ class Scheduler(Stateful):
         for name in given.keys() - set(self.takes):
             raise ValueError(f"{type(self).__name__} takes no own {name}.")
         self._check_together(steps, given)
+        self._refuse_ignored(extra)
         if steps is not None:
             self._check_steps(steps)
         if timesteps is not None:
@@ -273,6 +274,14 @@ class Scheduler(Stateful):
             self._check_sigmas([float(sigma) for sigma in sigmas])
         made = self.times(steps, timesteps, sigmas, **extra)
         return replace(made, timesteps=made.timesteps.to(device))
+
+    def _refuse_ignored(self, extra: Mapping[str, Any]) -> None:
+        """TypeError for a keyword that no `times` of this class reads."""
+        readers = [vars(base)["times"] for base in type(self).__mro__ if "times" in vars(base)]
+        known = {name for reader in readers for name in inspect.signature(reader).parameters}
+        for name, value in extra.items():
+            if value is not None and name not in known:
+                raise TypeError(f"{type(self).__name__} takes no {name}.")
 
     def _check_together(self, steps: int | None, own: dict[str, list[float]]) -> None:
         if len(own) + (steps is not None) != 1:

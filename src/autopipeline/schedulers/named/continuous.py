@@ -91,7 +91,7 @@ class ScoreSdeVeScheduler(Scheduler):
 
     kept: Tensor | None = None
 
-    def set_sigmas(self, num_inference_steps: int, **unused: Any) -> None:
+    def set_sigmas(self, num_inference_steps: int) -> None:
         """Keep the levels of the times that are set (all of training, if none are), and set times."""
         self.kept = self.walk.grid.timesteps[:: self.config.correct_steps + 1]
         self.set_timesteps(num_inference_steps=num_inference_steps)
