@@ -8,12 +8,14 @@ import re
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from autopipeline.errors import CheckpointError
+from autopipeline.loading import foreign
 from autopipeline.loading.index import ModelIndex, component_path
 from autopipeline.models.network import Network
 from autopipeline.stage import Slot
@@ -70,13 +72,15 @@ MARKED = re.compile(r"[\w-]+\.([a-zA-Z]\w*)(?:-\d{5}-of-\d{5})?\.(?:safetensors|
 
 
 def find_class(component: str, class_name: str) -> type[Any]:
-    """Our class of that name; CheckpointError where there is none."""
+    """Our class of that name, or that of transformers; CheckpointError where there is none."""
     class_name = ALIASES.get(class_name, class_name)
     if class_name in HOMES:
         return getattr(importlib.import_module(HOMES[class_name]), class_name)
     schedulers = importlib.import_module("autopipeline.schedulers")
     if class_name.endswith("Scheduler") and class_name in schedulers.__all__:
         return getattr(schedulers, class_name)
+    if class_name in foreign.CLASSES:
+        return foreign.find(component, class_name)
     raise CheckpointError(f"The {component} is a {class_name}, which this version does not have.")
 
 
@@ -108,8 +112,9 @@ def load_components(
     devices = place(device_map, {name: _bytes(path) for name, path in paths.items()})
 
     def load(name: str) -> Any:
-        read = classes[name].from_pretrained
-        if not issubclass(classes[name], torch.nn.Module):
+        cls = classes[name]
+        read = partial(foreign.read, cls) if foreign.is_foreign(cls) else cls.from_pretrained
+        if not issubclass(cls, torch.nn.Module):
             return read(paths[name])
         return read(
             paths[name],

@@ -1,0 +1,73 @@
+"""Language models that transformers has and we don't: its own classes, imported only where a checkpoint names them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autopipeline.errors import CheckpointError
+
+CLASSES = frozenset(
+    {
+        "GlmForCausalLM",
+        "GlmModel",
+        "Mistral3ForConditionalGeneration",
+        "PixtralProcessor",
+        "PreTrainedTokenizerFast",
+        "Qwen2Tokenizer",
+        "Qwen2TokenizerFast",
+        "Qwen2VLProcessor",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen2_5_VLProcessor",
+        "Qwen3ForCausalLM",
+        "Qwen3Model",
+        "Qwen3VLForConditionalGeneration",
+        "Qwen3VLModel",
+        "Qwen3VLProcessor",
+    }
+)
+"""Class names in model_index.json that are taken from transformers as they are."""
+
+
+def find(component: str, class_name: str) -> type[Any]:
+    """The class of transformers; CheckpointError where that package is missing or too old for it."""
+    try:
+        home: Any = importlib.import_module("transformers")
+        return getattr(home, class_name)
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        why = "which needs the package transformers: pip install 'autopipeline[language]'"
+    except (AttributeError, ImportError) as error:
+        why = f"which the installed transformers does not give: {error}"
+    raise CheckpointError(f"The {component} is a {class_name}, {why}.") from None
+
+
+def is_foreign(cls: type[Any]) -> bool:
+    """Whether a class is one of transformers' own."""
+    return cls.__module__.partition(".")[0] == "transformers"
+
+
+def read(
+    cls: type[Any],
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    variant: str | None = None,
+    use_safetensors: bool = True,
+) -> Any:
+    """A model, tokenizer or processor from its folder: nothing is fetched, no code of the checkpoint is run."""
+    local: dict[str, Any] = dict(local_files_only=True, trust_remote_code=False)
+    try:
+        if not issubclass(cls, torch.nn.Module):
+            return cls.from_pretrained(folder, **local)
+        files = dict(variant=variant, use_safetensors=use_safetensors or None)
+        model = cls.from_pretrained(folder, dtype="auto" if dtype is None else dtype, **files, **local)
+    except (ImportError, LookupError, OSError, TypeError, ValueError) as error:
+        why = str(error).strip().partition("\n")[0].rstrip(".")
+        raise CheckpointError(f"{folder} does not hold a {cls.__name__}: {why}.") from error
+    return model.to(device).eval() if device is not None else model.eval()
