@@ -62,11 +62,12 @@ def read(
 ) -> Any:
     """A model, tokenizer or processor from its folder: nothing is fetched, no code of the checkpoint is run."""
     local: dict[str, Any] = dict(local_files_only=True, trust_remote_code=False)
+    load: Any = cls.from_pretrained  # type: ignore[attr-defined]
     try:
         if not issubclass(cls, torch.nn.Module):
-            return cls.from_pretrained(folder, **local)
+            return load(folder, **local)
         files = dict(variant=variant, use_safetensors=use_safetensors or None)
-        model = cls.from_pretrained(folder, dtype="auto" if dtype is None else dtype, **files, **local)
+        model = load(folder, dtype="auto" if dtype is None else dtype, **files, **local)
     except (ImportError, LookupError, OSError, TypeError, ValueError) as error:
         why = str(error).strip().partition("\n")[0].rstrip(".")
         raise CheckpointError(f"{folder} does not hold a {cls.__name__}: {why}.") from error
