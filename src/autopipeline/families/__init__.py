@@ -26,7 +26,7 @@ BUILT = {
     "pixart-alpha": "autopipeline.families.pixart_alpha",
     "pixart-sigma": "autopipeline.families.pixart_sigma",
 }
-"""Family key -> the module whose FAMILY it is."""
+"""Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 
 ADDONS = {
     "flux": ("Control", "ControlNet"),
@@ -52,4 +52,5 @@ def load(key: str, wanted: frozenset[str] = frozenset()) -> Family:
     module = BUILT.get(key) or external().get(key)
     if module is None:
         raise KeyError(key)
-    return addons.attach(importlib.import_module(module).FAMILY, wanted)
+    home, _, name = module.partition(":")
+    return addons.attach(getattr(importlib.import_module(home), name or "FAMILY"), wanted)
