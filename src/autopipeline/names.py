@@ -217,7 +217,9 @@ def select(class_name: object, task: str, add: Iterable[str] = (), drop: Iterabl
     here = whole(find(class_name))
     if here is None:
         raise ValueError(_unknown(class_name, task))
-    wanted = (here.row.addons - frozenset(drop)) | frozenset(add)
+    add = frozenset(add)
+    replaced = {"Control"} if "ControlNet" in add else set[str]()  # a Control checkpoint with a ControlNet is that
+    wanted = (here.row.addons - frozenset(drop) - replaced) | add
     for row in (here.row, *rows()):
         if row.family == here.row.family and row.addons == wanted and task in row.classes:
             return Coordinates(row, task)
