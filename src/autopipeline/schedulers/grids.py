@@ -42,10 +42,13 @@ def betas(config: Config) -> Tensor:
 def alphas_cumprod(config: Config, floor: float | None = None) -> Tensor:
     """Share of signal (squared) left after each training step, (T,).
 
+    With `snr_shift_scale`, signal over noise is divided by that (Zheng et al. 2024).
     With `rescale_betas_zero_snr` the last step is noise alone (Lin et al. 2023, algorithm 1); `floor` keeps it from
     being exactly that where a solver divides by it.
     """
     product = (1 - betas(config)).cumprod(0)
+    scale = config.get("snr_shift_scale", 1.0)
+    product = product if scale == 1 else product / (scale + (1 - scale) * product)
     if not config.get("rescale_betas_zero_snr"):
         return product
     root = product.sqrt()
