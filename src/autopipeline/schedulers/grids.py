@@ -28,7 +28,8 @@ def betas(config: Config) -> Tensor:
     if kind == "linear":
         return torch.linspace(low, high, count)
     if kind == "scaled_linear":
-        return torch.linspace(low**0.5, high**0.5, count) ** 2
+        exact = torch.float64 if "snr_shift_scale" in config else torch.float32  # the last signal is next to nothing
+        return torch.linspace(low**0.5, high**0.5, count, dtype=exact) ** 2
     if kind == "sigmoid":
         return torch.linspace(-6, 6, count).sigmoid() * (high - low) + low
     bars: dict[str, Callable[[float], float]] = {
