@@ -95,7 +95,7 @@ def _changed(stage: Stage, cond: Cond, changes: Mapping[str, Tensor], batch: int
     if not stage.prompt_alone:
         return {own: changes[name] for own, name in stage.public.items() if name in changes}
     made: Cond = {}
-    for own, name in stage.public.items():
+    for own, name in ((own, name) for own, name in stage.public.items() if own in cond):
         rows = cond[own]
         if name in changes:
             rows = torch.cat([rows[:-batch], changes[name].to(rows)])
