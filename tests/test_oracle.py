@@ -73,6 +73,7 @@ HUNYUAN_EMBEDS = dict(
     prompt_attention_mask=(1, 77),
     prompt_attention_mask_2=(1, 256),
 )
+COGVIEW_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24))
 MICRO = dict(original_size=(32, 48), crops_coords_top_left=(5, 9), target_size=(64, 72))
 NEGATIVE_MICRO = dict(
     negative_original_size=(24, 32), negative_crops_coords_top_left=(3, 1), negative_target_size=(72, 56)
@@ -134,6 +135,16 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("auraflow", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
     ("auraflow", "text2image", FLUX | dict(guidance_scale=1.0, width=72, sigmas=[1.0, 0.5])),
     ("auraflow", "text2image", AURA_EMBEDS | dict(negative_prompt="a sun")),
+    ("cogview3", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
+    ("cogview3", "text2image", FLUX | dict(prompt=["red", "a cat"], original_size=(40, 60), width=48)),
+    ("cogview3", "text2image", COGVIEW_EMBEDS | dict(guidance_scale=1.0, latents=(1, 4, 8, 8), output_type="latent")),
+    ("cogview4", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
+    ("cogview4", "text2image", FLUX | dict(prompt=["sun", "a red " + "cat " * 9], crops_coords_top_left=(4, 7))),
+    ("cogview4", "text2image", FLUX | dict(negative_prompt="sea, " * 9, max_sequence_length=30, width=48)),
+    ("cogview4", "text2image", COGVIEW_EMBEDS | dict(negative_prompt="a sun", latents=(1, 4, 8, 8))),
+    ("cogview4", "text2image", COGVIEW_EMBEDS | dict(negative_prompt_embeds=(1, 5, 24), output_type="latent")),
+    ("cogview4", "text2image", FLUX | dict(timesteps=[900.0, 500.5, 20.0])),
+    ("cogview4", "text2image", FLUX | dict(sigmas=[0.9, 0.5, 0.4, 0.1])),
     ("hunyuan", "text2image", HUNYUAN | dict(negative_prompt="sun", num_images_per_prompt=2, guidance_rescale=0.6)),
     ("hunyuan", "text2image", HUNYUAN | MICRO | dict(prompt=["red", "a cat on sun"], num_images_per_prompt=2)),
     ("hunyuan", "text2image", HUNYUAN | HUNYUAN_EMBEDS | dict(guidance_scale=1.0, width=112)),

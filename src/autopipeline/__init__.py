@@ -29,6 +29,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.bert": ("BertModel",),
     "autopipeline.models.hunyuan": ("HunyuanDiT2DModel",),
     "autopipeline.models.auraflow": ("AuraFlowTransformer2DModel",),
+    "autopipeline.models.cogview": ("CogView3PlusTransformer2DModel", "CogView4Transformer2DModel"),
     "autopipeline.models.chroma": ("ChromaTransformer2DModel",),
     "autopipeline.models.flux": ("FluxTransformer2DModel",),
     "autopipeline.models.flux_controlnet": ("FluxControlNetModel", "FluxMultiControlNetModel"),

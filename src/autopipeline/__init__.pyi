@@ -19,6 +19,8 @@ from autopipeline.models.chroma import ChromaTransformer2DModel as ChromaTransfo
 from autopipeline.models.clip import CLIPTextModel as CLIPTextModel
 from autopipeline.models.clip import CLIPTextModelWithProjection as CLIPTextModelWithProjection
 from autopipeline.models.clip import CLIPVisionModelWithProjection as CLIPVisionModelWithProjection
+from autopipeline.models.cogview import CogView3PlusTransformer2DModel as CogView3PlusTransformer2DModel
+from autopipeline.models.cogview import CogView4Transformer2DModel as CogView4Transformer2DModel
 from autopipeline.models.controlnet import ControlNetModel as ControlNetModel
 from autopipeline.models.controlnet import MultiControlNetModel as MultiControlNetModel
 from autopipeline.models.flux import FluxTransformer2DModel as FluxTransformer2DModel
@@ -40,6 +42,8 @@ from autopipeline.schedulers.named.continuous import CMStochasticIterativeSchedu
 from autopipeline.schedulers.named.continuous import DDPMWuerstchenScheduler as DDPMWuerstchenScheduler
 from autopipeline.schedulers.named.continuous import IPNDMScheduler as IPNDMScheduler
 from autopipeline.schedulers.named.continuous import ScoreSdeVeScheduler as ScoreSdeVeScheduler
+from autopipeline.schedulers.named.discrete import CogVideoXDDIMScheduler as CogVideoXDDIMScheduler
+from autopipeline.schedulers.named.discrete import CogVideoXDPMScheduler as CogVideoXDPMScheduler
 from autopipeline.schedulers.named.discrete import DDIMInverseScheduler as DDIMInverseScheduler
 from autopipeline.schedulers.named.discrete import DDIMParallelScheduler as DDIMParallelScheduler
 from autopipeline.schedulers.named.discrete import DDIMScheduler as DDIMScheduler
@@ -135,6 +139,168 @@ class ChromaPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Any = ('latents',),
         max_sequence_length: Any = 512,
         *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class CogView3PlusPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        timesteps: Any = None,
+        guidance_scale: Any = 5.0,
+        num_images_per_prompt: Any = 1,
+        eta: Any = 0.0,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        original_size: Any = None,
+        crops_coords_top_left: Any = (0, 0),
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 224,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class CogView4ControlPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        control_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        guidance_scale: Any = 5.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        original_size: Any = None,
+        crops_coords_top_left: Any = (0, 0),
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 1024,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class CogView4Img2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 50,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        guidance_scale: Any = 5.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        original_size: Any = None,
+        crops_coords_top_left: Any = (0, 0),
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 1024,
+        *,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class CogView4InpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        padding_mask_crop: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 50,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        guidance_scale: Any = 5.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        original_size: Any = None,
+        crops_coords_top_left: Any = (0, 0),
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 1024,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class CogView4Pipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        guidance_scale: Any = 5.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        original_size: Any = None,
+        crops_coords_top_left: Any = (0, 0),
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 1024,
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,

@@ -123,7 +123,7 @@ ROWS = (
     _row("lumina2", "Lumina2", "t"),
     _row("chroma", "Chroma", "t"),
     _row("cogview3", "CogView3Plus", "t"),
-    _row("cogview4", "CogView4", "t"),
+    _row("cogview4", "CogView4", "t", ours="ip"),
     _row("glm_image", "GlmImage", "t"),
     _row("helios", "Helios", "t"),
     _row("helios-pyramid", "HeliosPyramid", "t"),

@@ -49,12 +49,12 @@ class Beside:
         self.rows |= {own: tensors[name] for own, name in self.shown.items() if name in tensors}
 
 
-def attach(family: Family) -> Family:
-    """The family with a `control_image`, whose latents the network takes beside x."""
+def attach(family: Family, drawn: bool = True) -> Family:
+    """The family with a `control_image`, whose latents (`drawn`, or the likeliest) the network takes beside x."""
 
     def beside(task: Task) -> Task:
         def bound(stage: Stage, run: Run) -> BoundTask:
-            return Beside(task(stage, run), lambda: {NAME: latents(stage, run, run[NAME])}, {})
+            return Beside(task(stage, run), lambda: {NAME: latents(stage, run, run[NAME], drawn)}, {})
 
         return bound
 
@@ -87,10 +87,12 @@ def pixels(stage: Stage, run: Run, image: Any) -> Tensor:
     return x.repeat_interleave(run.batch // len(x), 0).to(stage.device)
 
 
-def latents(stage: Stage, run: Run, image: Any) -> Tensor:
+def latents(stage: Stage, run: Run, image: Any, drawn: bool = True) -> Tensor:
     """Latents of the pictures, each with a posterior of its own, in the layout of x; latents are left alone."""
     x = pixels(stage, run, image)
-    made = stage.space.encode(x, run.random) if x.ndim == 4 and x.shape[1] == 3 else stage.space.pack(x)
+    made = (
+        stage.space.encode(x, run.random if drawn else None) if x.ndim == 4 and x.shape[1] == 3 else stage.space.pack(x)
+    )
     shape = stage.space.shape(run, run["height"], run["width"])
     if tuple(made.shape) != tuple(shape):
         raise ValueError(f"{NAME} has latents of {tuple(made.shape[1:])}; this call needs {tuple(shape[1:])}.")

@@ -21,6 +21,8 @@ BUILT = {
     "flux-kontext": "autopipeline.families.flux_kontext",
     "chroma": "autopipeline.families.chroma",
     "auraflow": "autopipeline.families.auraflow",
+    "cogview3": "autopipeline.families.cogview3",
+    "cogview4": "autopipeline.families.cogview4",
     "hunyuan": "autopipeline.families.hunyuan",
     "sana": "autopipeline.families.sana",
     "pixart-alpha": "autopipeline.families.pixart_alpha",
@@ -29,6 +31,7 @@ BUILT = {
 """Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 
 ADDONS = {
+    "cogview4": ("Control",),
     "flux": ("Control", "ControlNet"),
     "hunyuan": ("PAG",),
     "sana": ("PAG",),

@@ -27,6 +27,8 @@ HOMES = {
     "AuraFlowTransformer2DModel": "autopipeline.models.auraflow",
     "BertModel": "autopipeline.models.bert",
     "HunyuanDiT2DModel": "autopipeline.models.hunyuan",
+    "CogView3PlusTransformer2DModel": "autopipeline.models.cogview",
+    "CogView4Transformer2DModel": "autopipeline.models.cogview",
     "ChromaTransformer2DModel": "autopipeline.models.chroma",
     "FluxTransformer2DModel": "autopipeline.models.flux",
     "FluxControlNetModel": "autopipeline.models.flux_controlnet",
