@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from autopipeline import images
 from autopipeline.addons import control
 from autopipeline.stage import BoundTask, Cond, Family, Pred, Run, Slot, Stage, Task
 
@@ -75,19 +76,15 @@ def _rows(stage: Stage, run: Run) -> Cond:
     """What the ControlNet looks at (B, control_in_dim, h, w), and how strongly it leads (B,)."""
     seen = [_latents(stage, run, control.pixels(stage, run, run[NAME]))]
     if run.get("mask_image") is not None:
-        pixels, mask = stage.space.masked_pixels(run)
-        pixels, mask = (control.pixels(stage, run, x) for x in (_as_given(run["image"], pixels), mask))
-        known = _latents(stage, run, pixels * (mask < 0.5))
-        seen += [stage.space.mask(1 - mask).to(known), known]
+        fit: dict[str, Any] = dict(multiple=1, signed=False, grey=True, binary=True)
+        given = images.pixels(run["mask_image"], run["height"], run["width"], **fit)
+        known, mask = (control.pixels(stage, run, x) for x in (run["image"], given))
+        beside = _latents(stage, run, known * (mask < 0.5))
+        seen += [stage.space.mask(1 - mask).to(beside), beside]
     rows = torch.cat(seen, 1)
     more = stage.beside[-1].config.control_in_dim - rows.shape[1]  # type: ignore[union-attr]
     scale = torch.full((run.batch,), float(run["controlnet_conditioning_scale"]))
     return {"control_latents": functional.pad(rows, (0, 0, 0, 0, 0, more)), "control_scale": scale}  # type: ignore[arg-type]
-
-
-def _as_given(image: Any, pixels: Tensor) -> Tensor:
-    """A tensor is taken as it is, in whatever range."""
-    return image if isinstance(image, Tensor) else pixels
 
 
 def _latents(stage: Stage, run: Run, pixels: Tensor) -> Tensor:
