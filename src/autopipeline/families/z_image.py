@@ -281,6 +281,7 @@ FAMILY = Family(
     size=lambda components: (1024, 1024),
     variants={
         frozenset({"ControlNet"}): {"text2image": CONTROL},
+        # one that was taught to inpaint, and so looks at a picture and its mask as well
         frozenset({"ControlNet", "Inpaint"}): {"text2image": CONTROL_INPAINT},
     },
     addons={"ControlNet": controlnet_hints.attach},
