@@ -95,6 +95,16 @@ def test_embeddings_of_any_lengths_and_as_one(pipe: Any) -> None:
     assert np.allclose(both, listed.images, atol=1e-4)
 
 
+def test_the_numbers_of_the_guidance_may_be_lists(pipe: Any) -> None:
+    lists = dict(cfg_normalization=[0.3, False], cfg_truncation=[1.0, 0.1], num_inference_steps=[3, 3])
+    both = pipe(["cat", "sun"], **SMALL | lists).images
+    alone: list[np.ndarray] = []
+    for k, text in enumerate(("cat", "sun")):
+        own = {name: values[k] for name, values in lists.items()}
+        alone.append(pipe(text, **SMALL | own | dict(seed=3 + k)).images)
+    assert np.allclose(both, np.concatenate(alone), atol=1e-4)
+
+
 def test_what_does_not_fit_is_cut_with_a_warning(pipe: Any) -> None:
     with pytest.warns(UserWarning, match=r"sea<\|im_end\|>"):
         pipe("sun on the sea", max_sequence_length=6, guidance_scale=0.0, **SMALL)
