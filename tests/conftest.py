@@ -13,6 +13,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import torch
 
+import language
 import tiny
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny networks gain nothing from more
@@ -53,6 +54,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
         folder, flow=True, timestep_scale=0.001, qk_norm="rms_norm_across_heads", interpolation_scale=1.5
     ),
     "lcm": tiny.lcm,
+    "z-image": language.z_image,
+    "z-image-shifted": lambda folder: language.z_image(folder, shift=tiny.FLUX_SHIFT),
 }
 
 

@@ -35,6 +35,7 @@ FOLDERS = {
     "pixart-alpha": "pixart-alpha",
     "pixart-sigma": "pixart-sigma",
     "sana": "sana",
+    "z-image": "z-image",
 }
 SMALL = dict(height=32, width=32, max_sequence_length=16)
 PIXART = dict(max_sequence_length=16, clean_caption=False, use_resolution_binning=False)
@@ -48,6 +49,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "hunyuan": dict(use_resolution_binning=False),
     "pixart-alpha": PIXART,
     "pixart-sigma": PIXART,
+    "z-image": SMALL,
     "sana": SMALL | dict(use_resolution_binning=False, complex_human_instruction=None),
 }
 """What the calls of a family need to be quick, where its size does not follow from the network."""

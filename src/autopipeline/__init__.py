@@ -41,6 +41,8 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
     "autopipeline.models.pixart": ("PixArtTransformer2DModel",),
     "autopipeline.models.sd3": ("SD3ControlNetModel", "SD3MultiControlNetModel", "SD3Transformer2DModel"),
+    "autopipeline.models.z_image": ("ZImageTransformer2DModel",),
+    "autopipeline.models.z_image_controlnet": ("ZImageControlNetModel",),
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),
     "autopipeline.text": ("BertTokenizer", "CLIPTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer"),
     "autopipeline.images": ("CLIPImageProcessor",),

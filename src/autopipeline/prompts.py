@@ -108,12 +108,19 @@ def foreign_tokens(
 ) -> tuple[Tensor, Tensor]:
     """Token ids and mask (B, `length`) by a tokenizer of transformers; what does not fit is cut, with a warning.
 
-    With the padding "longest", they are as long as the longest text.
+    With the padding "longest", they are as long as the longest text. Cut and padded here: asked to do so, such a
+    tokenizer changes itself, which other threads would notice.
     """
-    for ids in tokenizer(texts, **options).input_ids:
-        _warn_of_cut(tokenizer.decode(ids[length:]).strip() if len(ids) > length else "", length)
-    made = tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt", **options)
-    return made.input_ids, made.attention_mask
+    rows: list[list[int]] = tokenizer(texts, **options).input_ids
+    for row in rows:
+        _warn_of_cut(tokenizer.decode(row[length:]).strip() if len(row) > length else "", length)
+    width = length if padding == "max_length" else min(length, max(map(len, rows)))
+    ids, mask = torch.full((len(rows), width), tokenizer.pad_token_id), torch.zeros(len(rows), width).long()
+    for k, row in enumerate(rows):
+        count = min(len(row), width)
+        place = slice(width - count, None) if tokenizer.padding_side == "left" else slice(count)
+        ids[k, place], mask[k, place] = torch.tensor(row[:count]), 1
+    return ids, mask
 
 
 def _warn_of_cut(lost: str, most: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,3 +97,16 @@ def latents(stage: Stage, run: Run, image: Any, drawn: bool = True) -> Tensor:
     if tuple(made.shape) != tuple(shape):
         raise ValueError(f"{NAME} has latents of {tuple(made.shape[1:])}; this call needs {tuple(shape[1:])}.")
     return made.to(stage.dtype)
+
+
+def sized(args: dict[str, Any], pictures: Iterable[Any]) -> dict[str, Any]:
+    """The arguments with the size of control pictures that are tensors, as these are taken as they are."""
+    read = dict(args)
+    for picture in pictures:
+        if isinstance(picture, Tensor) and picture.ndim == 4 and picture.shape[1] == 3:
+            for side, length in zip(("height", "width"), picture.shape[-2:], strict=True):
+                if read[side] not in (None, length):
+                    why = f"A tensor as {NAME} is taken as it is"
+                    raise ValueError(f"{why}: {side}={read[side]} is not {length}.")
+                read[side] = length
+    return read

@@ -27,6 +27,7 @@ BUILT = {
     "sana": "autopipeline.families.sana",
     "pixart-alpha": "autopipeline.families.pixart_alpha",
     "pixart-sigma": "autopipeline.families.pixart_sigma",
+    "z-image": "autopipeline.families.z_image",
 }
 """Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 
@@ -39,6 +40,7 @@ ADDONS = {
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),
+    "z-image": ("ControlNet", "Inpaint"),
 }
 """Family key -> the add-ons that it has tables of tasks for."""
 

@@ -46,6 +46,8 @@ HOMES = {
     "Gemma2Model": "autopipeline.models.gemma2",
     "SanaTransformer2DModel": "autopipeline.models.sana",
     "T5EncoderModel": "autopipeline.models.t5",
+    "ZImageTransformer2DModel": "autopipeline.models.z_image",
+    "ZImageControlNetModel": "autopipeline.models.z_image_controlnet",
     "UMT5EncoderModel": "autopipeline.models.t5",
     "StableDiffusionSafetyChecker": "autopipeline.models.safety_checker",
     "CLIPTokenizer": "autopipeline.text",
