@@ -25,6 +25,8 @@ BUILT = {
     "sana": "autopipeline.families.sana",
     "pixart-alpha": "autopipeline.families.pixart_alpha",
     "pixart-sigma": "autopipeline.families.pixart_sigma",
+    "lumina": "autopipeline.families.lumina",
+    "lumina2": "autopipeline.families.lumina2",
 }
 """Family key -> the module whose FAMILY it is."""
 
