@@ -1,4 +1,4 @@
-"""Lumina-Next (Zhuo et al. 2024): a transformer on a flow, led by Gemma; places are fitted to the size of the picture."""
+"""Lumina-Next (Zhuo et al. 2024): a transformer on a flow, led by Gemma, whose places are fitted to the picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _MIDDLE = (
 CALLBACK = dict(callback_on_step_end=None, callback_on_step_end_tensor_inputs=("latents",))
 
 
-def rows(own: Mapping[str, Any]) -> dict[str, TaskRow]:
+def rows(own: dict[str, Any]) -> dict[str, TaskRow]:
     """The tasks of a family with parameters of its `own`; pictures to begin with say themselves what size is made."""
     tensors = ("latents", "prompt_embeds")
     image, mask = dict(image=None), dict(image=None, mask_image=None)
@@ -145,9 +145,9 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
         """
         embeds, masks = text_rows(components, run)
         height, width = (side // space.patch for side in x.shape[-2:])
-        usual = network.config.sample_size // space.patch
-        stretch = math.sqrt(x.shape[-2] * x.shape[-1]) / network.config.sample_size
-        sharp = math.sqrt(math.log(height * width, usual**2)) if run["proportional_attn"] else 1.0
+        side = network.config.sample_size
+        stretch = math.sqrt(x.shape[-2] * x.shape[-1]) / side
+        sharp = math.sqrt(math.log(height * width, (side // 2) ** 2)) if run["proportional_attn"] else 1.0
         tables = dict(
             early=network.turns(height, width, linear=stretch)[None],
             late=network.turns(height, width, ntk=stretch)[None],
@@ -227,6 +227,9 @@ def check_common(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse texts, masks and sizes that can't work."""
     prompts.check(args)
     prompts.check_masks(args)
+    channels, latent = components["transformer"].config.in_channels, components["vae"].config.latent_channels
+    if channels != latent:
+        raise ValueError(f"The transformer takes {channels} channels, but the autoencoder's latents have {latent}.")
     square = factor(components["vae"]) * components["transformer"].config.patch_size
     for name in ("height", "width"):
         if args.get(name) is not None and args[name] % square:

@@ -73,9 +73,9 @@ class Output(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections, with norms over all heads together where the config asks for them; the output has its own place."""
+    """Projections, with norms over all heads together where the config asks for them."""
 
-    def __init__(self, config: Any, context: int) -> None:
+    def __init__(self, config: Any, context: int, output: bool = False) -> None:
         super().__init__()
         width, heads = config.hidden_size, config.num_attention_heads
         self.size = width // heads
@@ -85,6 +85,7 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = (
             nn.LayerNorm(inner, eps=1e-5) if config.qk_norm else nn.Identity() for inner in (width, shared)
         )
+        self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)] if output else [])
 
     def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of (B, N, D), keys and values of the context (B, L, C), all as (B, heads, L, S)."""
@@ -100,8 +101,7 @@ class Block(nn.Module):
         super().__init__()
         width, eps, text = config.hidden_size, config.norm_eps, config.cross_attention_dim
         self.gate = nn.Parameter(torch.zeros(config.num_attention_heads))
-        self.attn1, self.attn2 = Attention(config, width), Attention(config, text)
-        self.attn2.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
+        self.attn1, self.attn2 = Attention(config, width), Attention(config, text, output=True)
         self.feed_forward = FeedForward(width, int(8 * width / 3), config.multiple_of, config.ffn_dim_multiplier)
         self.norm1, self.norm1_context = Modulated(width, eps), nn.RMSNorm(text, eps=eps)
         self.norm2, self.ffn_norm1, self.ffn_norm2 = (nn.RMSNorm(width, eps=eps) for _ in range(3))
