@@ -53,6 +53,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "sana-1.5": lambda folder: tiny.sana(
         folder, flow=True, timestep_scale=0.001, qk_norm="rms_norm_across_heads", interpolation_scale=1.5
     ),
+    "lumina": tiny.lumina,
+    "lumina2": tiny.lumina2,
     "lcm": tiny.lcm,
     "z-image": language.z_image,
     "z-image-shifted": lambda folder: language.z_image(folder, shift=tiny.FLUX_SHIFT),

@@ -36,6 +36,8 @@ FOLDERS = {
     "pixart-sigma": "pixart-sigma",
     "sana": "sana",
     "z-image": "z-image",
+    "lumina": "lumina",
+    "lumina2": "lumina2",
 }
 SMALL = dict(height=32, width=32, max_sequence_length=16)
 PIXART = dict(max_sequence_length=16, clean_caption=False, use_resolution_binning=False)
@@ -50,6 +52,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "pixart-alpha": PIXART,
     "pixart-sigma": PIXART,
     "z-image": SMALL,
+    "lumina": dict(max_sequence_length=16, clean_caption=False),
+    "lumina2": dict(max_sequence_length=24, system_prompt="sun"),
     "sana": SMALL | dict(use_resolution_binning=False, complex_human_instruction=None),
 }
 """What the calls of a family need to be quick, where its size does not follow from the network."""

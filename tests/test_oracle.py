@@ -63,6 +63,10 @@ SANA_EMBEDS = dict(
     prompt_attention_mask=torch.arange(16)[None] < 9,
     negative_prompt_attention_mask=torch.arange(16)[None] < 1,
 )
+LUMINA = dict(clean_caption=False)
+LUMINA2 = dict(system_prompt="sun", max_sequence_length=40)
+LUMINA2_EMBEDS = dict(negative_prompt_embeds=None, negative_prompt_attention_mask=None, negative_prompt="cat")
+LUMINA2_EMBEDS = SANA_EMBEDS | LUMINA2_EMBEDS | dict(max_sequence_length=24)  # of other lengths
 KONTEXT = FLUX | dict(max_area=32 * 32, _auto_resize=False)
 AURA_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), prompt_attention_mask=(1, 9, 1))
 HUNYUAN = dict(height=64, width=64, use_resolution_binning=False)
@@ -164,6 +168,19 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("sana-1.5", "text2image", SANA | dict(height=96, num_inference_steps=3)),
     ("sana-1.5", "text2image", SANA | dict(timesteps=[950, 600, 100], num_inference_steps=3)),
     ("sana-1.5", "text2image", SANA | dict(sigmas=[0.9, 0.4])),
+    ("lumina", "text2image", LUMINA | dict(negative_prompt="Sun ", num_images_per_prompt=2, width=96)),
+    ("lumina", "text2image", LUMINA | dict(guidance_scale=1.0, latents=(1, 4, 8, 8), sigmas=[0.9, 0.4])),
+    ("lumina", "text2image", LUMINA | dict(height=96, scaling_watershed=0.5, proportional_attn=False)),
+    ("lumina", "text2image", LUMINA | dict(prompt=["Cat", "a red sun"], num_images_per_prompt=2)),
+    ("lumina", "text2image", LUMINA | SANA_EMBEDS | dict(output_type="latent")),
+    ("lumina2", "text2image", LUMINA2 | dict(negative_prompt="Sun ", num_images_per_prompt=2, width=96)),
+    ("lumina2", "text2image", LUMINA2 | dict(guidance_scale=1.0, latents=(1, 4, 8, 8), sigmas=[0.9, 0.4])),
+    ("lumina2", "text2image", LUMINA2 | dict(prompt=["Cat", "a red sun"], num_images_per_prompt=2)),
+    ("lumina2", "text2image", LUMINA2 | dict(cfg_trunc_ratio=0.5, cfg_normalization=False)),
+    ("lumina2", "text2image", LUMINA2 | dict(cfg_trunc_ratio=0.1, output_type="latent")),
+    ("lumina2", "text2image", dict(system_prompt=None)),
+    ("lumina2", "text2image", SANA_EMBEDS | dict(max_sequence_length=24)),
+    ("lumina2", "text2image", LUMINA2_EMBEDS),
     ("pixart-alpha-1024", "text2image", PIXART | dict(negative_prompt="sun", num_images_per_prompt=2, width=96)),
     ("pixart-sigma", "text2image", PIXART | dict(negative_prompt="sun", num_images_per_prompt=2, width=96)),
     (
@@ -250,7 +267,17 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("sd", {}), ("xl", {}), ("sd3", {}), ("flux", FLUX), ("chroma", FLUX), ("auraflow", FLUX), ("lcm", {})],
+    [
+        ("sd", {}),
+        ("xl", {}),
+        ("sd3", {}),
+        ("flux", FLUX),
+        ("chroma", FLUX),
+        ("auraflow", FLUX),
+        ("lcm", {}),
+        ("lumina", LUMINA),
+        ("lumina2", LUMINA2),
+    ],
 )
 def test_callbacks_see_and_change_the_same(pair: Any, name: str, size: dict[str, int]) -> None:
     traces: list[list[Any]] = []

@@ -30,6 +30,8 @@ OURS = {
     "pixart-alpha": ("image2image", "inpaint"),
     "pixart-sigma": ("image2image", "inpaint"),
     "pixart-sigma-pag": ("image2image", "inpaint"),
+    "lumina": ("image2image", "inpaint"),
+    "lumina2": ("image2image", "inpaint"),
 }
 """Tasks of the rows that the peer has no class for."""
 CLASSES = sorted({cls.__name__ for table in (MAPPINGS, DECODERS) for rows in table.values() for cls in rows.values()})

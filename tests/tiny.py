@@ -520,6 +520,67 @@ def sana(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+LUMINA = dict(
+    sample_size=8,
+    hidden_size=32,
+    num_layers=2,
+    num_attention_heads=4,
+    num_kv_heads=2,
+    multiple_of=16,
+    cross_attention_dim=24,
+)
+LUMINA2 = dict(
+    sample_size=8,
+    in_channels=4,
+    hidden_size=32,
+    num_layers=2,
+    num_refiner_layers=1,
+    num_attention_heads=2,
+    num_kv_heads=1,
+    multiple_of=16,
+    axes_dim_rope=(4, 6, 6),
+    cap_feat_dim=24,
+)
+
+
+def gemma(seed: int, **changes: Any) -> Any:
+    """Gemma in miniature."""
+    from transformers import GemmaConfig, GemmaModel
+
+    sizes = dict(vocab_size=384, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4)
+    return redraw(GemmaModel(GemmaConfig(**sizes | dict(num_key_value_heads=1, head_dim=8) | changes)), seed)
+
+
+def lumina(folder: Path, **changes: Any) -> Path:
+    """Lumina-Next in miniature; `changes` are keys of the transformer's config."""
+    import diffusers
+
+    pipe = diffusers.LuminaPipeline(
+        transformer=redraw(diffusers.LuminaNextDiT2DModel(**LUMINA | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**VAE), 2),
+        text_encoder=gemma(3),
+        tokenizer=gemma_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def lumina2(folder: Path, **changes: Any) -> Path:
+    """Lumina-Image 2.0 in miniature; `changes` are keys of the transformer's config."""
+    import diffusers
+
+    pipe = diffusers.Lumina2Pipeline(
+        transformer=redraw(diffusers.Lumina2Transformer2DModel(**LUMINA2 | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**VAE, shift_factor=0.11), 2),
+        text_encoder=gemma2(3),
+        tokenizer=gemma_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=6.0),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def lcm(folder: Path) -> Path:
     """A latent consistency model in miniature."""
     return stable_diffusion(

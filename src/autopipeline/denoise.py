@@ -21,6 +21,7 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
     solver = stage.scheduler.solver(grid, eta=run.get("eta", 0.0))
     task = bind(stage, run)
     x = x0 = task.begin(solver, grid)
+    run.now = Moment(0, len(grid.timesteps) - grid.begin, grid.timesteps[grid.begin])
     cond = stage.condition(run, x)
     known = stage.guide(run).branches[: _blocks(cond, len(x))]  # the branches that there are rows for
     indices = grid.indices

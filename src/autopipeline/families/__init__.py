@@ -28,6 +28,8 @@ BUILT = {
     "pixart-alpha": "autopipeline.families.pixart_alpha",
     "pixart-sigma": "autopipeline.families.pixart_sigma",
     "z-image": "autopipeline.families.z_image",
+    "lumina": "autopipeline.families.lumina",
+    "lumina2": "autopipeline.families.lumina2",
 }
 """Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 
