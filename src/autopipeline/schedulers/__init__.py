@@ -21,8 +21,9 @@ _NAMED = {
 HOMES = {f"{__name__}.named.{home}": [f"{name}Scheduler" for name in names.split()] for home, names in _NAMED.items()}
 """The public schedulers, by the modules that they live in."""
 PUBLIC = {name: home for home, names in HOMES.items() for name in names} | dict.fromkeys(
-    ("Grid", "Noise", "Scheduler", "Solver", "Step"), f"{__name__}.scheduler"
+    ("Grid", "Scheduler", "Solver", "Step"), f"{__name__}.scheduler"
 )
+PUBLIC["Noise"] = "autopipeline.noise"
 __all__ = sorted(PUBLIC)  # type: ignore[reportUnsupportedDunderAll]
 
 

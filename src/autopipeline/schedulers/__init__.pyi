@@ -1,5 +1,6 @@
 """Written by autopipeline.stub."""
 
+from autopipeline.noise import Noise as Noise
 from autopipeline.schedulers.named.continuous import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
 from autopipeline.schedulers.named.continuous import DDPMWuerstchenScheduler as DDPMWuerstchenScheduler
 from autopipeline.schedulers.named.continuous import IPNDMScheduler as IPNDMScheduler
@@ -37,7 +38,6 @@ from autopipeline.schedulers.named.multistep import DPMSolverSinglestepScheduler
 from autopipeline.schedulers.named.multistep import SASolverScheduler as SASolverScheduler
 from autopipeline.schedulers.named.multistep import UniPCMultistepScheduler as UniPCMultistepScheduler
 from autopipeline.schedulers.scheduler import Grid as Grid
-from autopipeline.schedulers.scheduler import Noise as Noise
 from autopipeline.schedulers.scheduler import Scheduler as Scheduler
 from autopipeline.schedulers.scheduler import Solver as Solver
 from autopipeline.schedulers.scheduler import Step as Step

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps, falling
 from autopipeline.schedulers.solvers import continuous
-from autopipeline.schedulers.stateful import Output, drawn
+from autopipeline.stepping import forms
 
 
-class IPNDMScheduler(Scheduler):
+class IPNDMScheduler(forms.Quarter, Scheduler):
     """Improved pseudo numerical methods (Zhang & Chen 2022) on a quarter of a circle."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(num_train_timesteps=1000, trained_betas=None)
@@ -30,12 +28,6 @@ class IPNDMScheduler(Scheduler):
             raise ValueError(f"trained_betas has {len(own)} shares of noise; {count} steps need {count + 1}.")
         share = (torch.linspace(1, 0, count + 1) * math.pi / 2).sin() ** 2 if own is None else torch.tensor(own)
         return Grid.of(torch.atan2(share, (1 - share**2).sqrt())[:-1] / math.pi * 2, share)
-
-    @property
-    def betas(self) -> torch.Tensor:
-        """Shares of noise."""
-        own = self.config.trained_betas
-        return self.sigmas if own is None else torch.tensor(own, dtype=torch.float32)
 
 
 class CMStochasticIterativeScheduler(Scheduler):
@@ -61,7 +53,7 @@ class CMStochasticIterativeScheduler(Scheduler):
         return 250 * np.log(sigmas + 1e-44)
 
 
-class ScoreSdeVeScheduler(Scheduler):
+class ScoreSdeVeScheduler(forms.PredictedAndCorrected, Scheduler):  # type: ignore[override]
     """The variance-exploding diffusion of Song et al. 2021b, with predictor and corrector."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(
@@ -78,40 +70,6 @@ class ScoreSdeVeScheduler(Scheduler):
         levels = config.sigma_min * (config.sigma_max / config.sigma_min) ** times
         told = levels.repeat_interleave(config.correct_steps + 1)
         return Grid.of(told, times, steps or 1, init_noise_sigma=config.sigma_max)
-
-    @property
-    def timesteps(self) -> torch.Tensor:  # type: ignore[override]
-        """The times of the walk, one for each step."""
-        return self.walk.grid.sigmas  # type: ignore[return-value]
-
-    @property
-    def sigmas(self) -> torch.Tensor:  # type: ignore[override]
-        """The levels of the walk, one for each step, or those of `set_sigmas`."""
-        return self.walk.grid.timesteps[:: self.config.correct_steps + 1] if self.kept is None else self.kept
-
-    kept: Tensor | None = None
-
-    def set_sigmas(self, num_inference_steps: int) -> None:
-        """Keep the levels of the times that are set (all of training, if none are), and set times."""
-        self.kept = self.walk.grid.timesteps[:: self.config.correct_steps + 1]
-        self.set_timesteps(num_inference_steps=num_inference_steps)
-
-    def step_pred(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
-    ) -> Any:
-        """The predictor's step from a time."""
-        time, noise = torch.as_tensor(timestep).flatten()[0].float(), partial(drawn, sample, generator)
-        return self._said(self.walk.solver.predict(sample, model_output, time, noise), return_dict)  # type: ignore[attr-defined]
-
-    def step_correct(
-        self, model_output: Tensor, sample: Tensor, generator: Any = None, return_dict: bool = True
-    ) -> Any:
-        """One correction."""
-        noise = partial(drawn, sample, generator)
-        return self._said(self.walk.solver.correct(sample, model_output, noise), return_dict)  # type: ignore[attr-defined]
-
-    def _said(self, made: tuple[Tensor, Tensor], as_output: bool) -> Any:
-        return Output(prev_sample=made[0], prev_sample_mean=made[1]) if as_output else made
 
 
 class DDPMWuerstchenScheduler(Scheduler):

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import BETAS, LATENT, RESCALED, THRESHOLD
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver, Steps
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps
 from autopipeline.schedulers.solvers import discrete
+from autopipeline.stepping import forms
 
 
 class _OnTrainingSteps(Scheduler):
@@ -50,39 +48,14 @@ class DDPMScheduler(_OnTrainingSteps):
     solver_class = discrete.DDPM
     takes = ("timesteps",)
 
-    def times_at(self, timestep: float) -> list[float]:
-        """The time and the one after it."""
-        after = int(self.previous_timestep(timestep))
-        return [timestep, after] if after >= 0 else [timestep]
 
-
-class _RowByRow:
-    """For parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
-
-    config: Any
-    row_solver: ClassVar[type[Solver]] = discrete.DDIM
-
-    def batch_step_no_noise(
-        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0, *, steps: int | None = None
-    ) -> Tensor:
-        """Each row's step from its own time, in a walk of a number of `steps`, without the noise."""
-        if eta:
-            raise ValueError(f"eta={eta} has to be 0 without noise.")
-        count = steps or getattr(self, "num_inference_steps", None) or self.config["num_train_timesteps"]
-        solver = self.row_solver(self, Grid(timesteps=timesteps, steps=int(count)))  # type: ignore[arg-type]
-        halves = model_output.chunk(2, 1) if model_output.shape[1] == 2 * sample.shape[1] else (model_output, None)
-        rows: list[Tensor] = []
-        for i in range(len(sample)):
-            x, said, variance = (None if whole is None else whole[i : i + 1] for whole in (sample, *halves))
-            rows.append(solver.step(x, said, i, partial(torch.zeros_like, x), variance).x)  # type: ignore[arg-type]
-        return torch.cat(rows)
-
-
-class DDIMParallelScheduler(_RowByRow, DDIMScheduler):
+class DDIMParallelScheduler(forms.RowByRow, DDIMScheduler):
     """DDIM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
 
+    row_solver = discrete.DDIM
 
-class DDPMParallelScheduler(_RowByRow, DDPMScheduler):
+
+class DDPMParallelScheduler(forms.RowByRow, DDPMScheduler):
     """DDPM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
 
     row_solver = discrete.DDPMParallel
@@ -108,7 +81,7 @@ class DDIMInverseScheduler(_OnTrainingSteps):
         return replace(grid, timesteps=grid.timesteps.flip(0))
 
 
-class UnCLIPScheduler(Scheduler):
+class UnCLIPScheduler(forms.Varied, Scheduler):
     """DDPM as unCLIP and Kandinsky use it (Ramesh et al. 2022)."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(
@@ -127,16 +100,6 @@ class UnCLIPScheduler(Scheduler):
             raise ValueError("UnCLIPScheduler needs 2 steps or more: it takes the last of training and the first.")
         even = grids.spaced({**self.config, "timestep_spacing": "linspace"}, steps or 1)
         return Grid.of(even.round(), whole=True)
-
-    def _get_variance(
-        self, timestep: int, prev_timestep: int | None = None, predicted_variance: Any = None, variance_type: Any = None
-    ) -> Any:
-        """Of the noise of a step: its root, or with a prediction of it in -1..1 its logarithm."""
-        solver = discrete.UnCLIP(self, Grid(timesteps=torch.tensor([timestep]), steps=1))
-        after = timestep - 1 if prev_timestep is None else prev_timestep
-        kind = variance_type or self.config.variance_type
-        made = solver.deviation(timestep, after, predicted_variance, kind)
-        return made if kind == "fixed_small_log" else 2 * made.log()
 
 
 class RePaintScheduler(Scheduler):
@@ -166,7 +129,7 @@ class RePaintScheduler(Scheduler):
         return Grid.of(np.array(walked) * (self.config.num_train_timesteps // count), steps=count, whole=True)
 
 
-class PNDMScheduler(Scheduler):
+class PNDMScheduler(forms.InTwoParts, Scheduler):
     """Pseudo numerical methods (Liu et al. 2022)."""
 
     defaults = (
@@ -176,53 +139,6 @@ class PNDMScheduler(Scheduler):
     )
     solver_class = discrete.PNDM
     choices = Scheduler.choices | dict(prediction_type=("epsilon", "v_prediction"))
-    pndm_order = 4
-
-    def locate(self, timestep: Any) -> tuple[Solver, int]:
-        """At the time it is told; what was said before counts."""
-        self._pndm.times.append(int(timestep))
-        return self._pndm, len(self._pndm.times) - 1
-
-    @property
-    def _pndm(self) -> discrete.PNDM:
-        assert isinstance(self.walk.solver, discrete.PNDM)
-        return self.walk.solver
-
-    @property
-    def prk_timesteps(self) -> torch.Tensor:
-        """Times of the Runge-Kutta start."""
-        return self.timesteps[: 0 if self.config.skip_prk_steps else 12]
-
-    @property
-    def plms_timesteps(self) -> torch.Tensor:
-        """Times of the linear multistep method."""
-        return self.timesteps[len(self.prk_timesteps) :]
-
-    def step_prk(self, *args: Any, **keywords: Any) -> Any:
-        """A step of the Runge-Kutta start, whatever was before."""
-        return self._step_as(12, *args, **keywords)
-
-    def step_plms(self, *args: Any, **keywords: Any) -> Any:
-        """A step of the linear multistep method; the start has to be over."""
-        if not self.config.skip_prk_steps and not self.ets:
-            raise ValueError("PNDMScheduler with Runge-Kutta steps begins with step_prk.")
-        return self._step_as(0, *args, **keywords)
-
-    def _step_as(self, start: int, *args: Any, **keywords: Any) -> Any:
-        solver, usual = self._pndm, self._pndm.start
-        solver.start = solver.count + start
-        result = self.step(*args, **keywords)
-        solver.start = usual
-        return result
-
-    @property
-    def ets(self) -> list[torch.Tensor]:
-        """What the network said in the last steps."""
-        return self._pndm.said
-
-    @ets.setter
-    def ets(self, seen: list[torch.Tensor]) -> None:
-        self._pndm.said = seen
 
     def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The second time is done twice; with a Runge-Kutta start, the first three steps take four evaluations."""

@@ -23,7 +23,7 @@ _LATER = dict(solver_type="midpoint", lower_order_final=True, euler_at_final=Fal
 class _OnEDM(Scheduler):
     """Levels of noise along a curve."""
 
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = dict(
+    choices = Scheduler.choices | dict(
         sigma_schedule=("karras", "exponential"), prediction_type=("epsilon", "v_prediction")
     )
 

@@ -20,7 +20,7 @@ class _OnSigmas(Scheduler):
     """Times are levels of noise, told to the network as fractional steps of training; x is not scaled."""
 
     rounds: ClassVar[str | None] = None  # the curve whose times are whole
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = dict(prediction_type=("epsilon", "sample", "v_prediction"))
+    choices = Scheduler.choices | dict(prediction_type=("epsilon", "sample", "v_prediction"))
 
     def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Evenly spaced, or along a curve, or own ones."""

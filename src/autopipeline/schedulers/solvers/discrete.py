@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autopipeline.noise import Noise
 from autopipeline.schedulers.grids import alphas_cumprod, betas
 from autopipeline.schedulers.parameterisation import clean
-from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
+from autopipeline.schedulers.scheduler import Grid, Pair, Scheduler, Solver
 
 
 class Discrete(Solver):

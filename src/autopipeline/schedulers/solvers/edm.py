@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from autopipeline.noise import BrownianNoise, Noise
 from autopipeline.schedulers.parameterisation import limited
-from autopipeline.schedulers.scheduler import Noise, Solver
-from autopipeline.schedulers.solvers.brownian import BrownianNoise
+from autopipeline.schedulers.scheduler import Solver
 from autopipeline.schedulers.solvers.exploding import Churned, Exploding
 from autopipeline.schedulers.solvers.multistep import DPMSolver
 

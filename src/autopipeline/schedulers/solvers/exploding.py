@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from autopipeline.noise import BrownianNoise, Noise
 from autopipeline.schedulers.grids import integrals
 from autopipeline.schedulers.parameterisation import clean, limited
-from autopipeline.schedulers.scheduler import Noise, Pair, Solver
-from autopipeline.schedulers.solvers.brownian import BrownianNoise
+from autopipeline.schedulers.scheduler import Pair, Solver
 
 
 def ancestral(here: Tensor, there: Tensor) -> Pair:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
+from autopipeline.noise import Noise
+from autopipeline.schedulers.scheduler import Grid, Pair, Scheduler, Solver
 from autopipeline.schedulers.solvers.exploding import Exploding, TwoHalves
 
 

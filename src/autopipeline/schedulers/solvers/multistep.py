@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autopipeline.noise import Noise
 from autopipeline.schedulers.grids import alphas_cumprod, integrals
-from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
+from autopipeline.schedulers.scheduler import Grid, Pair, Scheduler, Solver
 
 
 class Multistep(Solver):
