@@ -13,7 +13,7 @@ import autopipeline as ap
 
 SOURCE = Path(ap.__file__).parent
 ORDER = [
-    {"config", "errors", "noise"},
+    {"config", "errors", "noise", "quadrature"},
     {"stepping"},
     {"models", "schedulers"},
     {"captions", "guidance", "images", "prompts", "sentencepiece", "spaces", "stage", "text"},
@@ -54,7 +54,7 @@ def test_imports_go_one_way(path: Path) -> None:
     for other in imported(path) - {own}:
         assert RANK[other] <= RANK[own], f"{own} imports {other}"
     if own in ("models", "schedulers", "stepping"):
-        beside = set() if own == "models" else {"noise", "stepping"}
+        beside = set[str]() if own == "models" else {"noise", "quadrature", "stepping"}
         assert imported(path) <= {own, "config", "errors"} | beside
     if own in ("addons", "tasks"):
         assert not imported(path) & {"families", "addons", "tasks"} - {own}

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import Any
 
 _NAMED = {
-    "continuous": "CMStochasticIterative DDPMWuerstchen IPNDM ScoreSdeVe",
+    "continuous": "CMStochasticIterative CosineDPMSolverMultistep DDPMWuerstchen EDMDPMSolverMultistep EDMEuler IPNDM "
+    "ScoreSdeVe",
     "discrete": "DDIM DDIMInverse DDIMParallel DDPM DDPMParallel LCM PNDM RePaint TCD UnCLIP",
-    "edm": "CosineDPMSolverMultistep EDMDPMSolverMultistep EDMEuler",
     "exploding": "DPMPP2SAncestral DPMPP3MSDE DPMSolverSDE EulerAncestralDiscrete EulerDiscrete HeunDiscrete "
     "KDPM2AncestralDiscrete KDPM2Discrete LMSDiscrete Restart",
     "flow": "FlowMatchEulerDiscrete FlowMatchHeunDiscrete FlowMatchLCM",

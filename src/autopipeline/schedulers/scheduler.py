@@ -15,13 +15,13 @@ from torch import Tensor
 
 from autopipeline.config import Config
 from autopipeline.noise import Noise
+from autopipeline.schedulers import grids
 from autopipeline.schedulers.parameterisation import clean, limited
 from autopipeline.stepping.stateful import Stateful
 
 Own = Sequence[float] | None
 Steps = int | None
 Pair = tuple[Tensor, Tensor]
-CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp"),
     "final_sigmas_type": ("zero", "sigma_min"),
@@ -193,7 +193,7 @@ class Scheduler(Stateful):
         last = self.config["num_train_timesteps"] - 1
         if not falling(own, 0, last):
             raise ValueError(f"Own timesteps have to be in descending order, without repetition, in 0..{last}.")
-        if any(self.config.get(name) for name in CURVES):
+        if grids.curve_of(self.config):
             raise ValueError("Own timesteps and a curve of sigmas contradict each other.")
 
     def _check_sigmas(self, own: list[float]) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class RowByRow(Stateful):
     """For parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
 
-    row_solver: ClassVar[type[Any]]
+    row_solver: ClassVar[type[Any] | None] = None  # where it is another than that of a whole walk
 
     def batch_step_no_noise(
         self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0, *, steps: int | None = None
@@ -25,8 +25,8 @@ class RowByRow(Stateful):
         """Each row's step from its own time, in a walk of a number of `steps`, without the noise."""
         if eta:
             raise ValueError(f"eta={eta} has to be 0 without noise.")
-        count = steps or self.num_inference_steps or self.config["num_train_timesteps"]
-        solver = self.row_solver(self, self.grid_at(timesteps, int(count)))
+        grid = self.grid_at(timesteps, int(steps or self.num_inference_steps or self.config["num_train_timesteps"]))
+        solver = self.row_solver(self, grid) if self.row_solver else self.solver(grid)
         halves = model_output.chunk(2, 1) if model_output.shape[1] == 2 * sample.shape[1] else (model_output, None)
         rows: list[Tensor] = []
         for i in range(len(sample)):

@@ -10,10 +10,13 @@ import numpy as np
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
-from autopipeline.schedulers.named.keys import BETAS, LATENT, RESCALED, THRESHOLD
+from autopipeline.schedulers.named.keys import BETAS, LATENT, LEADING, LINEAR, RESCALED, THRESHOLD, Keys
 from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps
 from autopipeline.schedulers.solvers import discrete
 from autopipeline.stepping import forms
+
+_LIMITS: Keys = dict(thresholding=False, dynamic_thresholding_ratio=0.995, clip_sample_range=1.0, sample_max_value=1.0)
+_DDIM: Keys = dict(set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
 
 
 class _OnTrainingSteps(Scheduler):
@@ -28,11 +31,7 @@ class _OnTrainingSteps(Scheduler):
 class DDIMScheduler(_OnTrainingSteps):
     """Denoising diffusion implicit models (Song et al. 2021)."""
 
-    defaults = (
-        BETAS
-        | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon", **THRESHOLD)
-        | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", **RESCALED)
-    )
+    defaults = BETAS | dict(clip_sample=True, **_DDIM, **_LIMITS, timestep_spacing="leading", **RESCALED)
     solver_class = discrete.DDIM
     takes_eta = True
 
@@ -40,10 +39,8 @@ class DDIMScheduler(_OnTrainingSteps):
 class DDPMScheduler(_OnTrainingSteps):
     """Denoising diffusion probabilistic models (Ho et al. 2020)."""
 
-    defaults = (
-        BETAS
-        | dict(variance_type="fixed_small", clip_sample=True, prediction_type="epsilon", **THRESHOLD)
-        | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", steps_offset=0, **RESCALED)
+    defaults = BETAS | dict(
+        variance_type="fixed_small", clip_sample=True, prediction_type="epsilon", **_LIMITS, **LEADING, **RESCALED
     )
     solver_class = discrete.DDPM
     takes = ("timesteps",)
@@ -51,8 +48,6 @@ class DDPMScheduler(_OnTrainingSteps):
 
 class DDIMParallelScheduler(forms.RowByRow, DDIMScheduler):
     """DDIM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
-
-    row_solver = discrete.DDIM
 
 
 class DDPMParallelScheduler(forms.RowByRow, DDPMScheduler):
@@ -64,12 +59,8 @@ class DDPMParallelScheduler(forms.RowByRow, DDPMScheduler):
 class DDIMInverseScheduler(_OnTrainingSteps):
     """DDIM backwards: from a picture to the noise that leads to it (Song et al. 2021, section 5.4)."""
 
-    defaults = (
-        BETAS
-        | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
-        | dict(clip_sample_range=1.0, timestep_spacing="leading", **RESCALED)
-    )
-    also = (*THRESHOLD, "sample_max_value")
+    defaults = BETAS | dict(clip_sample=True, **_DDIM, clip_sample_range=1.0, timestep_spacing="leading", **RESCALED)
+    also = tuple(THRESHOLD)
     solver_class = discrete.DDIMInverse
     choices = Scheduler.choices | dict(timestep_spacing=("leading", "trailing"))
 
@@ -105,9 +96,7 @@ class UnCLIPScheduler(forms.Varied, Scheduler):
 class RePaintScheduler(Scheduler):
     """RePaint (Lugmayr et al. 2022): inpainting that goes back to noise again and again."""
 
-    defaults: ClassVar[Mapping[str, Any]] = dict(
-        num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", eta=0.0
-    ) | dict(trained_betas=None, clip_sample=True)
+    defaults = LINEAR | dict(eta=0.0, trained_betas=None, clip_sample=True)
     solver_class = discrete.RePaint
     takes_eta = True
 
@@ -132,11 +121,7 @@ class RePaintScheduler(Scheduler):
 class PNDMScheduler(forms.InTwoParts, Scheduler):
     """Pseudo numerical methods (Liu et al. 2022)."""
 
-    defaults = (
-        BETAS
-        | dict(skip_prk_steps=False, set_alpha_to_one=False, prediction_type="epsilon")
-        | dict(timestep_spacing="leading", steps_offset=0)
-    )
+    defaults = BETAS | dict(skip_prk_steps=False, set_alpha_to_one=False, prediction_type="epsilon", **LEADING)
     solver_class = discrete.PNDM
     choices = Scheduler.choices | dict(prediction_type=("epsilon", "v_prediction"))
 
@@ -162,8 +147,7 @@ class LCMScheduler(Scheduler):
     defaults = (
         LATENT
         | dict(beta_schedule="scaled_linear", original_inference_steps=50, clip_sample=False, clip_sample_range=1.0)
-        | dict(set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon", **THRESHOLD, sample_max_value=1.0)
-        | dict(timestep_spacing="leading", timestep_scaling=10.0, **RESCALED)
+        | dict(**_DDIM, **THRESHOLD, timestep_spacing="leading", timestep_scaling=10.0, **RESCALED)
     )
     solver_class = discrete.LCM
     takes = ("timesteps",)
