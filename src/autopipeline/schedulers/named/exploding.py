@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -161,7 +161,7 @@ class RestartScheduler(HeunDiscreteScheduler):
     on, nine once from 20 on, and none below.
     """
 
-    defaults = HeunDiscreteScheduler.defaults | dict(restarts=None)
+    defaults: ClassVar[Mapping[str, Any]] = {**HeunDiscreteScheduler.defaults, "restarts": None}
     solver_class = exploding.Restart
     takes = ()
 
