@@ -35,7 +35,7 @@ class RowByRow(Stateful):
         return torch.cat(rows)
 
 
-class Varied(Stateful):
+class UnCLIP(Stateful):
     """UnCLIP's variance can be asked for."""
 
     def _get_variance(
@@ -58,7 +58,7 @@ class _Compound(Protocol):
     count: int
 
 
-class InTwoParts(Stateful):
+class PNDM(Stateful):
     """PNDM's Runge-Kutta start and what follows can be stepped apart."""
 
     pndm_order = 4
@@ -109,7 +109,7 @@ class InTwoParts(Stateful):
         self._pndm.said = seen
 
 
-class Quarter(Stateful):
+class IPNDM(Stateful):
     """IPNDM's figures of training are shares of noise."""
 
     @property
@@ -119,7 +119,7 @@ class Quarter(Stateful):
         return self.sigmas if own is None else torch.tensor(own, dtype=torch.float32)
 
 
-class PredictedAndCorrected(Stateful):
+class ScoreSdeVe(Stateful):
     """ScoreSdeVe's two kinds of step; levels go by evaluations, times by steps."""
 
     kept: Tensor | None = None

@@ -94,7 +94,7 @@ class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
         return np.arctan(sigma) / math.pi * 2
 
 
-class IPNDMScheduler(forms.Quarter, Scheduler):
+class IPNDMScheduler(forms.IPNDM, Scheduler):
     """Improved pseudo numerical methods (Zhang & Chen 2022) on a quarter of a circle."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(num_train_timesteps=1000, trained_betas=None)
@@ -132,7 +132,7 @@ class CMStochasticIterativeScheduler(Scheduler):
         return 250 * np.log(sigmas + 1e-44)
 
 
-class ScoreSdeVeScheduler(forms.PredictedAndCorrected, Scheduler):  # type: ignore[override]
+class ScoreSdeVeScheduler(forms.ScoreSdeVe, Scheduler):  # type: ignore[override]
     """The variance-exploding diffusion of Song et al. 2021b, with predictor and corrector."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(

@@ -72,7 +72,7 @@ class DDIMInverseScheduler(_OnTrainingSteps):
         return replace(grid, timesteps=grid.timesteps.flip(0))
 
 
-class UnCLIPScheduler(forms.Varied, Scheduler):
+class UnCLIPScheduler(forms.UnCLIP, Scheduler):
     """DDPM as unCLIP and Kandinsky use it (Ramesh et al. 2022)."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(
@@ -118,7 +118,7 @@ class RePaintScheduler(Scheduler):
         return Grid.of(np.array(walked) * (self.config.num_train_timesteps // count), steps=count, whole=True)
 
 
-class PNDMScheduler(forms.InTwoParts, Scheduler):
+class PNDMScheduler(forms.PNDM, Scheduler):
     """Pseudo numerical methods (Liu et al. 2022)."""
 
     defaults = BETAS | dict(skip_prk_steps=False, set_alpha_to_one=False, prediction_type="epsilon", **LEADING)
