@@ -13,6 +13,7 @@ from autopipeline.images import CLIPImageProcessor as CLIPImageProcessor
 from autopipeline.models.auraflow import AuraFlowTransformer2DModel as AuraFlowTransformer2DModel
 from autopipeline.models.autoencoder_dc import AutoencoderDC as AutoencoderDC
 from autopipeline.models.autoencoder_kl import AutoencoderKL as AutoencoderKL
+from autopipeline.models.autoencoder_kl_flux2 import AutoencoderKLFlux2 as AutoencoderKLFlux2
 from autopipeline.models.autoencoder_tiny import AutoencoderTiny as AutoencoderTiny
 from autopipeline.models.bert import BertModel as BertModel
 from autopipeline.models.chroma import ChromaTransformer2DModel as ChromaTransformer2DModel
@@ -22,6 +23,7 @@ from autopipeline.models.clip import CLIPVisionModelWithProjection as CLIPVision
 from autopipeline.models.controlnet import ControlNetModel as ControlNetModel
 from autopipeline.models.controlnet import MultiControlNetModel as MultiControlNetModel
 from autopipeline.models.flux import FluxTransformer2DModel as FluxTransformer2DModel
+from autopipeline.models.flux2 import Flux2Transformer2DModel as Flux2Transformer2DModel
 from autopipeline.models.flux_controlnet import FluxControlNetModel as FluxControlNetModel
 from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as FluxMultiControlNetModel
 from autopipeline.models.gemma2 import Gemma2Model as Gemma2Model
@@ -135,6 +137,62 @@ class ChromaPipeline(DiffusionPipeline):
         callback_on_step_end: Any = None,
         callback_on_step_end_tensor_inputs: Any = ('latents',),
         max_sequence_length: Any = 512,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Flux2KleinPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image: Any = None,
+        prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        text_encoder_out_layers: Any = (9, 18, 27),
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Flux2Pipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image: Any = None,
+        prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        text_encoder_out_layers: Any = (10, 20, 30),
+        caption_upsample_temperature: Any = None,
         *,
         seed: Any = None,
         cancel: Any = None,

@@ -22,6 +22,7 @@ from autopipeline.config import Config
 from autopipeline.denoise import OnStep, answer, denoise, drive
 from autopipeline.errors import Cancelled, CheckpointError
 from autopipeline.loading.components import check_fit, find_device, load_components, precision, same_precision
+from autopipeline.loading.foreign import is_foreign
 from autopipeline.loading.index import read_index
 from autopipeline.names import Coordinates
 from autopipeline.selection import locate, possible
@@ -509,7 +510,8 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
     if class_name == "StableDiffusionSafetyChecker":
         return ["stable_diffusion", class_name]
     theirs = ("CLIP", "T5", "UMT5", "Bert", "Llama", "Gemma")
-    return ["transformers" if class_name.startswith(theirs) else "diffusers", class_name]
+    foreign = is_foreign(type(part)) or class_name.startswith(theirs)
+    return ["transformers" if foreign else "diffusers", class_name]
 
 
 def _wanted(index: Any, parts: Mapping[str, Any]) -> set[str]:

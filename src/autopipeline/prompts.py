@@ -92,26 +92,27 @@ def tokens(tokenizer: Any, texts: list[str], length: int | None = None) -> Tenso
             f"prompt_embeds has {length} tokens, but the text encoder reads {most}; pass negative_prompt_embeds too."
         )
     for text in texts:
-        _warn_of_cut(tokenizer.cut(text), most)
+        warn_of_cut(tokenizer.cut(text), most)
     return tokenizer(texts, length)
 
 
 def long_tokens(tokenizer: Any, texts: list[str], length: int) -> Tensor:
     """Token ids (B, `length`) for an encoder that takes any length (T5's); what does not fit is cut, with a warning."""
     for text in texts:
-        _warn_of_cut(tokenizer.cut(text, length), length)
+        warn_of_cut(tokenizer.cut(text, length), length)
     return tokenizer(texts, length)
 
 
 def foreign_tokens(tokenizer: Any, texts: list[str], length: int, **options: Any) -> tuple[Tensor, Tensor]:
     """Token ids and mask (B, `length`) by a tokenizer of transformers; what does not fit is cut, with a warning."""
     for ids in tokenizer(texts, **options).input_ids:
-        _warn_of_cut(tokenizer.decode(ids[length:]).strip() if len(ids) > length else "", length)
+        warn_of_cut(tokenizer.decode(ids[length:]).strip() if len(ids) > length else "", length)
     made = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt", **options)
     return made.input_ids, made.attention_mask
 
 
-def _warn_of_cut(lost: str, most: int) -> None:
+def warn_of_cut(lost: str, most: int) -> None:
+    """Say what of a text is lost, if anything."""
     if lost:
         warnings.warn(
             f"The prompt is longer than the {most} tokens that the text encoder reads; this part is cut: {lost!r}",

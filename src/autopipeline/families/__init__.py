@@ -18,6 +18,8 @@ BUILT = {
     "stable-diffusion-3": "autopipeline.families.stable_diffusion_3",
     "lcm": "autopipeline.families.lcm",
     "flux": "autopipeline.families.flux",
+    "flux2": "autopipeline.families.flux2",
+    "flux2-klein": "autopipeline.families.flux2_klein",
     "flux-kontext": "autopipeline.families.flux_kontext",
     "chroma": "autopipeline.families.chroma",
     "auraflow": "autopipeline.families.auraflow",
