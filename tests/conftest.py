@@ -13,6 +13,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import torch
 
+import patched
 import tiny
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny networks gain nothing from more
@@ -37,6 +38,9 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "schnell": lambda folder: tiny.flux(folder, guidance_embeds=False),
     "flux-control": lambda folder: tiny.flux(folder, "FluxControlPipeline", in_channels=32, out_channels=16),
     "kontext": lambda folder: tiny.flux(folder, "FluxKontextPipeline"),
+    "flux2": patched.flux2,
+    "klein": lambda folder: patched.flux2(folder, "Flux2KleinPipeline"),
+    "klein-distilled": lambda folder: patched.flux2(folder, "Flux2KleinPipeline", distilled=True),
     "chroma": tiny.chroma,
     "auraflow": tiny.auraflow,
     "hunyuan": tiny.hunyuan,

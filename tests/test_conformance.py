@@ -27,6 +27,8 @@ FOLDERS = {
     "stable-diffusion-3": "sd3",
     "flux": "flux",
     "flux-kontext": "kontext",
+    "flux2": "flux2",
+    "flux2-klein": "klein",
     "chroma": "chroma",
     "auraflow": "auraflow",
     "hunyuan": "hunyuan",
@@ -39,6 +41,8 @@ PIXART = dict(max_sequence_length=16, clean_caption=False, use_resolution_binnin
 CALLS: dict[str, dict[str, Any]] = {
     "flux": SMALL,
     "flux-kontext": SMALL | dict(max_area=32 * 32, _auto_resize=False),
+    "flux2": SMALL | dict(max_sequence_length=64, text_encoder_out_layers=(1, 3)),
+    "flux2-klein": SMALL | dict(max_sequence_length=32, text_encoder_out_layers=(1, 3)),
     "chroma": SMALL,
     "auraflow": SMALL,
     "hunyuan": dict(use_resolution_binning=False),

@@ -37,6 +37,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.autoencoder_kl_flux2": ("AutoencoderKLFlux2",),
     "autopipeline.models.autoencoder_tiny": ("AutoencoderTiny",),
     "autopipeline.models.autoencoder_dc": ("AutoencoderDC",),
+    "autopipeline.models.ideogram4": ("Ideogram4PromptEnhancerHead", "Ideogram4Transformer2DModel"),
     "autopipeline.models.gemma2": ("Gemma2Model",),
     "autopipeline.models.sana": ("SanaTransformer2DModel",),
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),

@@ -28,6 +28,8 @@ from autopipeline.models.flux_controlnet import FluxControlNetModel as FluxContr
 from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as FluxMultiControlNetModel
 from autopipeline.models.gemma2 import Gemma2Model as Gemma2Model
 from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
+from autopipeline.models.ideogram4 import Ideogram4PromptEnhancerHead as Ideogram4PromptEnhancerHead
+from autopipeline.models.ideogram4 import Ideogram4Transformer2DModel as Ideogram4Transformer2DModel
 from autopipeline.models.ovis import OvisImageTransformer2DModel as OvisImageTransformer2DModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
 from autopipeline.models.sana import SanaTransformer2DModel as SanaTransformer2DModel
@@ -626,6 +628,102 @@ class HunyuanDiTPipeline(DiffusionPipeline):
         crops_coords_top_left: Any = (0, 0),
         use_resolution_binning: Any = True,
         *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Ideogram4Img2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        strength: Any = 0.6,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 48,
+        guidance_scale: Any = None,
+        guidance_schedule: Any = ...,
+        mu: Any = 0.0,
+        std: Any = 1.5,
+        prompt_upsampling: Any = False,
+        prompt_upsampling_temperature: Any = 1.0,
+        max_sequence_length: Any = 2048,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Ideogram4InpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: Any = 0.6,
+        padding_mask_crop: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 48,
+        guidance_scale: Any = None,
+        guidance_schedule: Any = ...,
+        mu: Any = 0.0,
+        std: Any = 1.5,
+        prompt_upsampling: Any = False,
+        prompt_upsampling_temperature: Any = 1.0,
+        max_sequence_length: Any = 2048,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Ideogram4Pipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        height: Any = 2048,
+        width: Any = 2048,
+        num_inference_steps: Any = 48,
+        guidance_scale: Any = None,
+        guidance_schedule: Any = ...,
+        mu: Any = 0.0,
+        std: Any = 1.5,
+        prompt_upsampling: Any = False,
+        prompt_upsampling_temperature: Any = 1.0,
+        max_sequence_length: Any = 2048,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,

@@ -35,6 +35,7 @@ NUMBERS = [  # and other single values
     "true_cfg_scale",
     "max_sequence_length",
     "mu",
+    "std",
     "skip_layer_guidance_scale",
     "skip_layer_guidance_start",
     "skip_layer_guidance_stop",
@@ -55,6 +56,7 @@ SEQUENCES = [
     "skip_guidance_layers",
     "timesteps",
     "sigmas",
+    "guidance_schedule",
     "original_size",
     "target_size",
     "crops_coords_top_left",
@@ -139,13 +141,14 @@ def _surplus(family: Family, task: str, name: str) -> str:
 def runs(family: Family, bound: Bound, settings: Mapping[str, Any]) -> list[Run]:
     """One run, or one for each prompt where an argument is given item by item."""
     kinds.check_one("num_images_per_prompt", bound.args["num_images_per_prompt"])
-    whole = family.tasks[bound.task].whole
-    return [_run(args, settings) for args in _items(bound.args, whole)]
+    row = family.tasks[bound.task]
+    optional = [name for name, default in row.params.items() if default is None]
+    return [_run(args, settings, optional) for args in _items(bound.args, row.whole)]
 
 
-def _run(args: dict[str, Any], settings: Mapping[str, Any]) -> Run:
+def _run(args: dict[str, Any], settings: Mapping[str, Any], optional: Sequence[str]) -> Run:
     count = prompts.count(args)
-    kinds.check(args, count)
+    kinds.check(args, count, optional)
     batch = count * args["num_images_per_prompt"]
     random = Random(_generators(args, batch), batch, apart=args["seed"] is not None)
     run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"] or 0.0)

@@ -20,6 +20,7 @@ BUILT = {
     "flux": "autopipeline.families.flux",
     "flux2": "autopipeline.families.flux2",
     "flux2-klein": "autopipeline.families.flux2_klein",
+    "ideogram4": "autopipeline.families.ideogram4",
     "flux-kontext": "autopipeline.families.flux_kontext",
     "chroma": "autopipeline.families.chroma",
     "auraflow": "autopipeline.families.auraflow",

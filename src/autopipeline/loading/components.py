@@ -40,6 +40,8 @@ HOMES = {
     "CLIPTextModelWithProjection": "autopipeline.models.clip",
     "CLIPVisionModelWithProjection": "autopipeline.models.clip",
     "OvisImageTransformer2DModel": "autopipeline.models.ovis",
+    "Ideogram4PromptEnhancerHead": "autopipeline.models.ideogram4",
+    "Ideogram4Transformer2DModel": "autopipeline.models.ideogram4",
     "PixArtTransformer2DModel": "autopipeline.models.pixart",
     "SD3Transformer2DModel": "autopipeline.models.sd3",
     "SD3ControlNetModel": "autopipeline.models.sd3",
