@@ -41,6 +41,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "flux2": patched.flux2,
     "klein": lambda folder: patched.flux2(folder, "Flux2KleinPipeline"),
     "klein-distilled": lambda folder: patched.flux2(folder, "Flux2KleinPipeline", distilled=True),
+    "ideogram4": patched.ideogram4,
     "chroma": tiny.chroma,
     "auraflow": tiny.auraflow,
     "hunyuan": tiny.hunyuan,

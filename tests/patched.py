@@ -1,4 +1,4 @@
-"""Checkpoints in miniature that work on patches normalised by their autoencoder: Flux 2."""
+"""Checkpoints in miniature that work on patches normalised by their autoencoder: Flux 2 and Ideogram 4."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import language
@@ -103,6 +104,38 @@ def flux2(folder: Path, cls: str = "Flux2Pipeline", distilled: bool = False) -> 
         tokenizer=language.qwen_tokenizer() if klein else mistral_tokenizer(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**tiny.FLUX_SHIFT),
         **dict(is_distilled=distilled) if klein else {},
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+IDEOGRAM4 = dict(
+    in_channels=16,
+    num_layers=2,
+    attention_head_dim=12,
+    num_attention_heads=2,
+    intermediate_size=40,
+    adaln_dim=10,
+    llm_features_dim=13 * 8,
+    mrope_section=(3, 2, 1),
+)
+
+
+def ideogram4(folder: Path) -> Path:
+    """Ideogram 4 in miniature, 8 pixels a token; its text encoder is narrow, but as deep as it has to be."""
+    import diffusers
+
+    shape = language.SHAPE | dict(hidden_size=8, intermediate_size=12, num_hidden_layers=36, num_attention_heads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language, "SHAPE", shape)
+        encoder = language.qwen3_vl(3)
+    pipe = diffusers.Ideogram4Pipeline(
+        transformer=tiny.redraw(diffusers.Ideogram4Transformer2DModel(**IDEOGRAM4), 1),
+        unconditional_transformer=tiny.redraw(diffusers.Ideogram4Transformer2DModel(**IDEOGRAM4), 5),
+        vae=vae(2),
+        text_encoder=encoder,
+        tokenizer=language.qwen_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
     )
     pipe.save_pretrained(folder)
     return folder
