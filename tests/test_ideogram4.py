@@ -29,7 +29,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("changes", [{}, dict(num_layers=1, attention_head_dim=10, mrope_section=(5, 1, 0))])
+@pytest.mark.parametrize("changes", [{}, dict(num_layers=1, attention_head_dim=10, mrope_section=(3, 1, 1))])
 @pytest.mark.parametrize("tokens", [0, 5])
 @torch.no_grad()
 def test_network(changes: dict[str, Any], tokens: int) -> None:
