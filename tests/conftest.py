@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import language
+import patched
 import tiny
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny networks gain nothing from more
@@ -38,6 +39,10 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "schnell": lambda folder: tiny.flux(folder, guidance_embeds=False),
     "flux-control": lambda folder: tiny.flux(folder, "FluxControlPipeline", in_channels=32, out_channels=16),
     "kontext": lambda folder: tiny.flux(folder, "FluxKontextPipeline"),
+    "flux2": patched.flux2,
+    "klein": lambda folder: patched.flux2(folder, "Flux2KleinPipeline"),
+    "klein-distilled": lambda folder: patched.flux2(folder, "Flux2KleinPipeline", distilled=True),
+    "ideogram4": patched.ideogram4,
     "chroma": tiny.chroma,
     "auraflow": tiny.auraflow,
     "cogview3": tiny.cogview3,

@@ -12,7 +12,7 @@ TOLD = (
     "relationships of the objects and background: shape, size, texture, quantity, text, You are an image generation "
     "assistant. Follow the user's prompt literally. Pay careful attention to spatial layout: objects described as on "
     "the left must appear on the left, on the right on the right. Match exact object counts and assign colors to the "
-    "correct objects. a red cat, sun on the sea\nassistant\nassistant"
+    "correct objects. a red cat, sun on the sea\nassistant\nassistant think"
 )
 """Words that have to be single tokens, as pipelines cut off a fixed number of them."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")

@@ -68,6 +68,9 @@ LUMINA2 = dict(system_prompt="sun", max_sequence_length=40)
 LUMINA2_EMBEDS = dict(negative_prompt_embeds=None, negative_prompt_attention_mask=None, negative_prompt="cat")
 LUMINA2_EMBEDS = SANA_EMBEDS | LUMINA2_EMBEDS | dict(max_sequence_length=24)  # of other lengths
 KONTEXT = FLUX | dict(max_area=32 * 32, _auto_resize=False)
+FLUX2 = dict(height=32, width=32, max_sequence_length=64, text_encoder_out_layers=[1, 3])
+FLUX2_EMBEDS = dict(height=32, width=32, prompt=None, prompt_embeds=(1, 9, 48))
+IDEOGRAM4 = dict(height=32, width=40, guidance_scale=3.0, guidance_schedule=None, max_sequence_length=64)
 AURA_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), prompt_attention_mask=(1, 9, 1))
 HUNYUAN = dict(height=64, width=64, use_resolution_binning=False)
 HUNYUAN_EMBEDS = dict(
@@ -140,6 +143,20 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("kontext", "image2image", KONTEXT | dict(true_cfg_scale=2.0, negative_prompt="sun", num_images_per_prompt=2)),
     ("kontext", "image2image", KONTEXT | dict(image=tiny.photo(45, 70))),
     ("kontext", "image2image", KONTEXT | dict(image=(1, 4, 6, 10))),
+    ("flux2", "text2image", FLUX2 | dict(num_images_per_prompt=2, width=40, guidance_scale=1.5)),
+    ("flux2", "text2image", FLUX2_EMBEDS | dict(latents=(1, 16, 4, 4), output_type="latent")),
+    ("flux2", "image2image", FLUX2 | dict(prompt=["a cat", "sun"], num_images_per_prompt=2, sigmas=[1.0, 0.5])),
+    ("flux2", "image2image", FLUX2 | dict(image=[tiny.photo(77, 91), tiny.photo(80, 64, 1)], height=None, width=None)),
+    ("klein", "text2image", FLUX2 | dict(num_images_per_prompt=2, text_encoder_out_layers=[2, -1], width=40)),
+    ("klein", "text2image", FLUX2_EMBEDS | dict(negative_prompt_embeds=(1, 5, 48), output_type="latent")),
+    ("klein", "image2image", FLUX2 | dict(image=[tiny.photo(1200, 1000), tiny.photo(65, 99)], width=48)),
+    ("klein-distilled", "text2image", FLUX2 | dict(height=45, width=37)),
+    ("ideogram4", "text2image", IDEOGRAM4 | dict(prompt=["a cat", "red sun on"], num_images_per_prompt=2, mu=-0.4)),
+    (
+        "ideogram4",
+        "text2image",
+        IDEOGRAM4 | dict(latents=(1, 20, 16), guidance_scale=None, guidance_schedule=[5.0, 1.0, 0.0, 2.0], std=1.0),
+    ),
     ("chroma", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
     ("chroma", "text2image", FLUX | dict(guidance_scale=1.0, width=48, sigmas=[1.0, 0.5])),
     ("auraflow", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),

@@ -13,6 +13,7 @@ from autopipeline.images import CLIPImageProcessor as CLIPImageProcessor
 from autopipeline.models.auraflow import AuraFlowTransformer2DModel as AuraFlowTransformer2DModel
 from autopipeline.models.autoencoder_dc import AutoencoderDC as AutoencoderDC
 from autopipeline.models.autoencoder_kl import AutoencoderKL as AutoencoderKL
+from autopipeline.models.autoencoder_kl_flux2 import AutoencoderKLFlux2 as AutoencoderKLFlux2
 from autopipeline.models.autoencoder_tiny import AutoencoderTiny as AutoencoderTiny
 from autopipeline.models.bert import BertModel as BertModel
 from autopipeline.models.chroma import ChromaTransformer2DModel as ChromaTransformer2DModel
@@ -24,13 +25,17 @@ from autopipeline.models.cogview import CogView4Transformer2DModel as CogView4Tr
 from autopipeline.models.controlnet import ControlNetModel as ControlNetModel
 from autopipeline.models.controlnet import MultiControlNetModel as MultiControlNetModel
 from autopipeline.models.flux import FluxTransformer2DModel as FluxTransformer2DModel
+from autopipeline.models.flux2 import Flux2Transformer2DModel as Flux2Transformer2DModel
 from autopipeline.models.flux_controlnet import FluxControlNetModel as FluxControlNetModel
 from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as FluxMultiControlNetModel
 from autopipeline.models.gemma2 import Gemma2Model as Gemma2Model
 from autopipeline.models.gemma2 import GemmaModel as GemmaModel
 from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
+from autopipeline.models.ideogram4 import Ideogram4PromptEnhancerHead as Ideogram4PromptEnhancerHead
+from autopipeline.models.ideogram4 import Ideogram4Transformer2DModel as Ideogram4Transformer2DModel
 from autopipeline.models.lumina import LuminaNextDiT2DModel as LuminaNextDiT2DModel
 from autopipeline.models.lumina2 import Lumina2Transformer2DModel as Lumina2Transformer2DModel
+from autopipeline.models.ovis import OvisImageTransformer2DModel as OvisImageTransformer2DModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
 from autopipeline.models.sana import SanaTransformer2DModel as SanaTransformer2DModel
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
@@ -306,6 +311,62 @@ class CogView4Pipeline(DiffusionPipeline):
         strength: Any = None,
         mask_image: Any = None,
         padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Flux2KleinPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image: Any = None,
+        prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        text_encoder_out_layers: Any = (9, 18, 27),
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Flux2Pipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image: Any = None,
+        prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        text_encoder_out_layers: Any = (10, 20, 30),
+        caption_upsample_temperature: Any = None,
+        *,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
@@ -743,6 +804,102 @@ class HunyuanDiTPipeline(DiffusionPipeline):
         scheduler: Any = None,
     ) -> Any: ...
 
+class Ideogram4Img2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        strength: Any = 0.6,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 48,
+        guidance_scale: Any = None,
+        guidance_schedule: Any = ...,
+        mu: Any = 0.0,
+        std: Any = 1.5,
+        prompt_upsampling: Any = False,
+        prompt_upsampling_temperature: Any = 1.0,
+        max_sequence_length: Any = 2048,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Ideogram4InpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: Any = 0.6,
+        padding_mask_crop: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 48,
+        guidance_scale: Any = None,
+        guidance_schedule: Any = ...,
+        mu: Any = 0.0,
+        std: Any = 1.5,
+        prompt_upsampling: Any = False,
+        prompt_upsampling_temperature: Any = 1.0,
+        max_sequence_length: Any = 2048,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Ideogram4Pipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        height: Any = 2048,
+        width: Any = 2048,
+        num_inference_steps: Any = 48,
+        guidance_scale: Any = None,
+        guidance_schedule: Any = ...,
+        mu: Any = 0.0,
+        std: Any = 1.5,
+        prompt_upsampling: Any = False,
+        prompt_upsampling_temperature: Any = 1.0,
+        max_sequence_length: Any = 2048,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
 class LatentConsistencyModelImg2ImgPipeline(DiffusionPipeline):
     def __call__(
         self,
@@ -1000,6 +1157,99 @@ class LuminaPipeline(DiffusionPipeline):
         proportional_attn: Any = True,
         callback_on_step_end: Any = None,
         callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class OvisImageImg2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        strength: Any = 0.6,
+        negative_prompt: Any = '',
+        guidance_scale: Any = 5.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 256,
+        *,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class OvisImageInpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: Any = 0.6,
+        negative_prompt: Any = '',
+        guidance_scale: Any = 5.0,
+        height: Any = None,
+        width: Any = None,
+        padding_mask_crop: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 256,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class OvisImagePipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = '',
+        guidance_scale: Any = 5.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 256,
         *,
         image: Any = None,
         strength: Any = None,

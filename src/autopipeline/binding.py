@@ -37,6 +37,7 @@ NUMBERS = [  # and other single values
     "cfg_truncation",
     "max_sequence_length",
     "mu",
+    "std",
     "skip_layer_guidance_scale",
     "skip_layer_guidance_start",
     "skip_layer_guidance_stop",
@@ -57,6 +58,7 @@ SEQUENCES = [
     "skip_guidance_layers",
     "timesteps",
     "sigmas",
+    "guidance_schedule",
     "original_size",
     "target_size",
     "crops_coords_top_left",
@@ -141,15 +143,17 @@ def _surplus(family: Family, task: str, name: str) -> str:
 def runs(family: Family, bound: Bound, settings: Mapping[str, Any]) -> list[Run]:
     """One run, or one for each prompt where an argument is given item by item."""
     kinds.check_one("num_images_per_prompt", bound.args["num_images_per_prompt"])
-    return [_run(args, settings) for args in _items(bound.args)]
+    row = family.tasks[bound.task]
+    optional = [name for name, default in row.params.items() if default is None]
+    return [_run(args, settings, optional) for args in _items(bound.args, row.whole)]
 
 
-def _run(args: dict[str, Any], settings: Mapping[str, Any]) -> Run:
+def _run(args: dict[str, Any], settings: Mapping[str, Any], optional: Sequence[str]) -> Run:
     count = prompts.count(args)
-    kinds.check(args, count)
+    kinds.check(args, count, optional)
     batch = count * args["num_images_per_prompt"]
     random = Random(_generators(args, batch), batch, apart=args["seed"] is not None)
-    run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"])
+    run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"] or 0.0)
     run.cancel = args["cancel"] or threading.Event()
     return run
 
@@ -169,9 +173,12 @@ def _generators(args: Mapping[str, Any], batch: int) -> torch.Generator | list[t
     return [torch.Generator().manual_seed(s) for s in seed]
 
 
-def _items(args: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The arguments of each run: all at once, or prompt by prompt if any number is given as a list."""
-    listed = {name: args[name] for name in args if _is_per_item(name, args[name])}
+def _items(args: dict[str, Any], whole: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The arguments of each run: all at once, or prompt by prompt if any number is given as a list.
+
+    Lists that are named in `whole` belong to every prompt.
+    """
+    listed = {name: args[name] for name in args if name not in whole and _is_per_item(name, args[name])}
     if not listed:
         yield args
         return
@@ -184,7 +191,7 @@ def _items(args: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if isinstance(args["generator"], torch.Generator):
         raise ValueError(f"With {next(iter(listed))} given item by item, pass seed= or a list of generators.")
     for k in range(count):
-        yield _item(args, listed, k, count)
+        yield _item(args, listed, k, count) | {name: args[name] for name in whole}
 
 
 def _item(args: dict[str, Any], listed: Mapping[str, Sequence[Any]], k: int, count: int) -> dict[str, Any]:

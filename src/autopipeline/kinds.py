@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ NUMBERS: dict[str, Number] = {
     "true_cfg_scale": Number(),
     "max_sequence_length": Number(1, whole=True),
     "mu": Number(optional=True),
+    "std": Number(0),
     "skip_layer_guidance_scale": Number(),
     "skip_layer_guidance_start": Number(),
     "skip_layer_guidance_stop": Number(),
@@ -71,10 +72,10 @@ RANKS = {"prompt_embeds": 3, "prompt_embeds_2": 3, "pooled_prompt_embeds": 2}
 TENSORS = ("latents", "masked_image_latents", "controlnet_pooled_projections")
 
 
-def check(args: Mapping[str, Any], prompts: int) -> None:
-    """Raise TypeError or ValueError for an argument of a kind or range that can't work."""
+def check(args: Mapping[str, Any], prompts: int, optional: Collection[str] = ()) -> None:
+    """Raise TypeError or ValueError for an argument of a kind or range that can't work; `optional` may be None."""
     for name in NUMBERS:
-        if name in args:
+        if name in args and not (args[name] is None and name in optional):
             check_one(name, args[name])
     for name in (*PAIRS, *CROPS):
         if name in args and not _is_pair(args[name], optional=name in PAIRS):
@@ -86,7 +87,7 @@ def check(args: Mapping[str, Any], prompts: int) -> None:
         for full in (name, f"negative_{name}"):
             if args.get(full) is not None:
                 _check_embeds(full, args[full], rank, prompts)
-    for name in ("timesteps", "sigmas", "skip_guidance_layers"):
+    for name in ("timesteps", "sigmas", "skip_guidance_layers", "guidance_schedule"):
         if args.get(name) is not None and not _is_row(args[name]):
             raise _wrong(name, args[name], "a list of numbers")
     _check_objects(args)

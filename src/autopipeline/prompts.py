@@ -92,14 +92,14 @@ def tokens(tokenizer: Any, texts: list[str], length: int | None = None) -> Tenso
             f"prompt_embeds has {length} tokens, but the text encoder reads {most}; pass negative_prompt_embeds too."
         )
     for text in texts:
-        _warn_of_cut(tokenizer.cut(text), most)
+        warn_of_cut(tokenizer.cut(text), most)
     return tokenizer(texts, length)
 
 
 def long_tokens(tokenizer: Any, texts: list[str], length: int) -> Tensor:
     """Token ids (B, `length`) for an encoder that takes any length (T5's); what does not fit is cut, with a warning."""
     for text in texts:
-        _warn_of_cut(tokenizer.cut(text, length), length)
+        warn_of_cut(tokenizer.cut(text, length), length)
     return tokenizer(texts, length)
 
 
@@ -113,7 +113,7 @@ def foreign_tokens(
     """
     rows: list[list[int]] = tokenizer(texts, **options).input_ids
     for row in rows:
-        _warn_of_cut(tokenizer.decode(row[length:]).strip() if len(row) > length else "", length)
+        warn_of_cut(tokenizer.decode(row[length:]).strip() if len(row) > length else "", length)
     width = length if padding == "max_length" else min(length, max(map(len, rows)))
     ids, mask = torch.full((len(rows), width), tokenizer.pad_token_id), torch.zeros(len(rows), width).long()
     for k, row in enumerate(rows):
@@ -123,7 +123,8 @@ def foreign_tokens(
     return ids, mask
 
 
-def _warn_of_cut(lost: str, most: int) -> None:
+def warn_of_cut(lost: str, most: int) -> None:
+    """Say what of a text is lost, if anything."""
     if lost:
         warnings.warn(
             f"The prompt is longer than the {most} tokens that the text encoder reads; this part is cut: {lost!r}",

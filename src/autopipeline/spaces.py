@@ -134,13 +134,13 @@ class LatentSpace(NamedTuple):
         if random is not None and posterior.std is not None:
             x = posterior.sample(random.like(posterior.mean))
         x = x - self._shift
-        scale, shift = self.vae.config.scaling_factor, None if plain else self._statistics(x)
+        scale, shift = self._scale or 1.0, None if plain and self._scale else self._statistics(x)
         return x * scale if shift is None else (x - shift[0]) * scale / shift[1]
 
     def decode(self, x: Tensor) -> Tensor:
         """Pictures; raises NotFiniteError, naming the autoencoder, where they are not finite."""
         vae = self._computing()
-        scale, shift = self.vae.config.scaling_factor, self._statistics(x)
+        scale, shift = self._scale or 1.0, self._statistics(x)
         z = x / scale if shift is None else x * shift[1] / scale + shift[0]
         z = z + self._shift
         pictures = vae.decode(z.to(device=vae.device, dtype=vae.dtype))
@@ -157,6 +157,11 @@ class LatentSpace(NamedTuple):
     def _shift(self) -> float:
         """The mean of all latents, where the autoencoder names one."""
         return (self.vae.config.get("shift_factor") or 0.0) if self.shifted else 0.0
+
+    @property
+    def _scale(self) -> float | None:
+        """How latents are stretched; None where the statistics alone say it."""
+        return self.vae.config.get("scaling_factor")
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         config = self.vae.config
@@ -271,6 +276,72 @@ class VectorSpace(NamedTuple):
     def decode(self, x: Tensor) -> Tensor:
         """Never asked for."""
         raise TypeError("Embeddings are no pictures; a decoder makes them.")
+
+
+class Patches(NamedTuple):
+    """Patches of 2 x 2 latents, row by row: (B, h / 2 * w / 2, 4 C), each channel normalised by the autoencoder's `bn`.
+
+    `channels_first`: a patch lists all places of the first channel, then of the second, and noise is drawn that way,
+    (B, 4 C, h / 2, w / 2). Else it lists all channels of the first place, and noise is drawn patch by patch.
+    """
+
+    packed: Packed
+    channels_first: bool = True
+
+    @property
+    def channels(self) -> int:
+        """4 C."""
+        return 4 * self.packed.channels
+
+    def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
+        """(B, h / 2 * w / 2, 4 C)."""
+        return self.packed.shape(run, height, width)
+
+    def noise(self, random: Random, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Drawn in patches."""
+        if self.channels_first:
+            shape = (shape[0], shape[2], self.packed.height // 2, self.packed.width // 2)
+        return self.pack(random.normal(shape, dtype=dtype, device=device))
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """(B, 4 C, h / 2, w / 2) to (B, h / 2 * w / 2, 4 C)."""
+        return latents.flatten(2).transpose(1, 2) if latents.ndim == 4 else latents
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as the autoencoder has them."""
+        mean, std = self.packed.latents.vae.statistics(x)
+        x = x * std + mean
+        return self.packed.unpack(x if self.channels_first else x.unflatten(-1, (4, -1)).transpose(-1, -2).flatten(-2))
+
+    def pixels(self, run: Run, image: Any) -> Tensor:
+        """As for the latents."""
+        return self.packed.pixels(run, image)
+
+    def masked_pixels(self, run: Run) -> tuple[Tensor, Tensor]:
+        """As for the latents."""
+        return self.packed.masked_pixels(run)
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """A mask for every latent, in patches."""
+        return self._ordered(self.packed.mask(mask))
+
+    def encode(self, pixels: Tensor, random: Random | None, plain: bool = False) -> Tensor:
+        """As for the latents, in patches, normalised; of whatever size the pictures are."""
+        x = self._ordered(self.packed.encode(pixels, random, plain))
+        mean, std = self.packed.latents.vae.statistics(x)
+        return (x - mean) / std
+
+    def decode(self, x: Tensor) -> Tensor:
+        """As for the latents."""
+        return self.packed.latents.decode(self.unpack(x))
+
+    def preview(self, x0: Tensor) -> Tensor:
+        """As for the latents."""
+        return self.packed.latents.preview(self.unpack(x0))
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        """Patches that list channel by channel, in this space's own order."""
+        return x if self.channels_first else x.unflatten(-1, (-1, 4)).transpose(-1, -2).flatten(-2)
 
 
 def factor(vae: Any) -> int:

@@ -197,6 +197,7 @@ class TaskRow:
     pasted: bool = True  # what `padding_mask_crop` cut out goes back into the picture
     trigger: str | None = None  # the input that asks for this task, where it is not the usual one
     needs: tuple[str, ...] | None = None  # the inputs that it can't do without, where they are not the usual ones
+    whole: tuple[str, ...] = ()  # inputs whose lists belong to every prompt, not one item to each
 
 
 def _no_variants() -> Mapping[frozenset[str], Mapping[str, TaskRow]]:

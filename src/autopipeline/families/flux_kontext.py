@@ -14,7 +14,7 @@ from autopipeline import images
 from autopipeline.families import flux, flux_tasks
 from autopipeline.models.rotary import grid_places
 from autopipeline.spaces import LatentSpace, Packed, factor
-from autopipeline.stage import Cond, Finished, Pred, Run, Stage, TaskRow
+from autopipeline.stage import Cond, Finished, Pred, Predict, Run, Stage, TaskRow
 from autopipeline.tasks.image2image import repeat_to
 from autopipeline.tasks.text2image import Text2Image
 
@@ -71,12 +71,19 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
         rows = repeat_to(rows.to(stage.device, stage.dtype), run.batch, "image")
         return cond | {"reference": rows.repeat(len(cond["pooled_projections"]) // len(x), 1, 1)}
 
-    def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
-        rest = {name: rows for name, rows in cond.items() if name != "reference"}
-        whole = stage.predict(torch.cat([x, cond["reference"].to(x)], 1), t, rest)
-        return Pred(whole.mean[:, : x.shape[1]])
+    return (replace(stage, condition=condition, predict=beside(stage.predict)),)
 
-    return (replace(stage, condition=condition, predict=predict),)
+
+def beside(predict: Predict) -> Predict:
+    """The prediction for x, with the tokens of `reference` (R, N, C) beside it where there are some."""
+
+    def joined(x: Tensor, t: Tensor, cond: Cond) -> Pred:
+        rest = {name: rows for name, rows in cond.items() if name != "reference"}
+        if "reference" in cond:
+            return Pred(predict(torch.cat([x, cond["reference"].to(x)], 1), t, rest).mean[:, : x.shape[1]])
+        return predict(x, t, rest)
+
+    return joined
 
 
 def check(components: Components, args: Mapping[str, Any]) -> None:

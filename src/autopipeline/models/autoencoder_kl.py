@@ -123,6 +123,15 @@ class Decoder(nn.Module):
         return self.conv_out(functional.silu(self.conv_norm_out(x)))
 
 
+def check_blocks(kinds: tuple[str, ...], act_fn: str) -> None:
+    """CheckpointError for blocks or activations of other autoencoders."""
+    for kind in kinds:
+        if kind not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
+            raise CheckpointError(f"An autoencoder with blocks of the type {kind} is not supported.")
+    if act_fn not in ("silu", "swish"):
+        raise CheckpointError(f"An autoencoder with act_fn={act_fn!r} is not supported.")
+
+
 class AutoencoderKL(Network):
     """Pictures to latents and back; the encoder gives a distribution."""
 
@@ -147,11 +156,7 @@ class AutoencoderKL(Network):
         use_post_quant_conv: bool = True,
         mid_block_add_attention: bool = True,
     ) -> None:
-        for kind in (*down_block_types, *up_block_types):
-            if kind not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
-                raise CheckpointError(f"An autoencoder with blocks of the type {kind} is not supported.")
-        if act_fn not in ("silu", "swish"):
-            raise CheckpointError(f"An autoencoder with act_fn={act_fn!r} is not supported.")
+        check_blocks((*down_block_types, *up_block_types), act_fn)
         rest: tuple[Any, ...] = (list(block_out_channels), layers_per_block, norm_num_groups, mid_block_add_attention)
         self.encoder = Encoder(in_channels, 2 * latent_channels, *rest)
         self.decoder = Decoder(latent_channels, out_channels, *rest)

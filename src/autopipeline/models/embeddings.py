@@ -41,12 +41,14 @@ def plane_sinusoids(width: int, rows: Tensor, columns: Tensor) -> Tensor:
 class TimestepEmbedding(nn.Module):
     """Two linear layers over a sinusoidal embedding; `condition` (such as a guidance scale) is added to it before."""
 
-    def __init__(self, channels: int, out: int, activation: str = "silu", condition: int | None = None) -> None:
+    def __init__(
+        self, channels: int, out: int, activation: str = "silu", condition: int | None = None, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(channels, out)
+        self.linear_1 = nn.Linear(channels, out, bias=bias)
         self.cond_proj = nn.Linear(condition, channels, bias=False) if condition else None
         self.act = ACTIVATIONS[activation]()
-        self.linear_2 = nn.Linear(out, out)
+        self.linear_2 = nn.Linear(out, out, bias=bias)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """(N, channels) to (N, out)."""

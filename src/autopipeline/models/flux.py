@@ -5,7 +5,7 @@ Shapes: B rows, T tokens of text, L tokens of the picture (2 x 2 latents each), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,10 @@ TIME = 256
 class Modulation(nn.Module):
     """What the time says to a block: `count` vectors, such as a shift, a scale and a gate (Peebles & Xie 2022)."""
 
-    def __init__(self, width: int, count: int) -> None:
+    def __init__(self, width: int, count: int, bias: bool = True) -> None:
         super().__init__()
         self.count = count
-        self.linear = nn.Linear(width, count * width)
+        self.linear = nn.Linear(width, count * width, bias=bias)
 
     def forward(self, time: Tensor) -> Tensor:
         """(B, D), activated, to (B, count, 1, D)."""
@@ -70,17 +70,17 @@ class FeedForward(nn.Module):
 class StreamAttention(nn.Module):
     """Attention with normalised queries and keys and rotary places; `joint`: text has projections of its own."""
 
-    def __init__(self, width: int, heads: int, joint: bool) -> None:
+    def __init__(self, width: int, heads: int, joint: bool, bias: bool = True) -> None:
         super().__init__()
         self.heads, self.joint = heads, joint
         self.norm_q, self.norm_k = nn.RMSNorm(width // heads, eps=1e-6), nn.RMSNorm(width // heads, eps=1e-6)
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width, bias=bias) for _ in range(3))
         if joint:
             self.norm_added_q = nn.RMSNorm(width // heads, eps=1e-6)
             self.norm_added_k = nn.RMSNorm(width // heads, eps=1e-6)
-            self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width) for _ in range(3))
-            self.to_out = nn.ModuleList([nn.Linear(width, width)])
-            self.to_add_out = nn.Linear(width, width)
+            self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(width, width, bias=bias) for _ in range(3))
+            self.to_out = nn.ModuleList([nn.Linear(width, width, bias=bias)])
+            self.to_add_out = nn.Linear(width, width, bias=bias)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
@@ -110,12 +110,19 @@ class StreamAttention(nn.Module):
 class DoubleBlock(nn.Module):
     """Text and picture, each with its own weights, meet in attention; `modulated`: the block reads the time itself."""
 
-    def __init__(self, width: int, heads: int, modulated: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        modulated: bool = True,
+        feed: Callable[[int], nn.Module] = FeedForward,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         if modulated:
             self.norm1, self.norm1_context = Modulation(width, 6), Modulation(width, 6)
-        self.attn = StreamAttention(width, heads, joint=True)
-        self.ff, self.ff_context = FeedForward(width), FeedForward(width)
+        self.attn = StreamAttention(width, heads, joint=True, bias=bias)
+        self.ff, self.ff_context = feed(width), feed(width)
 
     def forward(self, image: Tensor, text: Tensor, time: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Picture (B, L, D) and text (B, T, D), moved on."""
@@ -146,12 +153,12 @@ def _after(x: Tensor, attended: Tensor, said: list[Tensor], feed: nn.Module) -> 
 class SingleBlock(nn.Module):
     """Text and picture in one sequence; attention and feed-forward side by side (Dehghani et al. 2023)."""
 
-    def __init__(self, width: int, heads: int, modulated: bool = True) -> None:
+    def __init__(self, width: int, heads: int, modulated: bool = True, inner: int | None = None) -> None:
         super().__init__()
         if modulated:
             self.norm = Modulation(width, 3)
         self.attn = StreamAttention(width, heads, joint=False)
-        self.proj_mlp = nn.Linear(width, 4 * width)
+        self.proj_mlp = nn.Linear(width, inner or 4 * width)
         self.proj_out = nn.Linear(5 * width, width)
 
     def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
@@ -163,8 +170,12 @@ class SingleBlock(nn.Module):
         shift, scale, gate = said.unbind(1)
         normed = modulate(x, shift, scale)
         mixed = self.attn.mix(self.attn.own(normed), table, mask)
-        fed = functional.gelu(self.proj_mlp(normed), approximate="tanh")
+        fed = self.activated(self.proj_mlp(normed))
         return within(x + gate * self.proj_out(torch.cat([mixed, fed], -1)))
+
+    def activated(self, fed: Tensor) -> Tensor:
+        """(..., inner) to (..., 4 D)."""
+        return functional.gelu(fed, approximate="tanh")
 
 
 class TimeTextEmbedding(nn.Module):
