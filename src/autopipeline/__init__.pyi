@@ -13,6 +13,7 @@ from autopipeline.images import CLIPImageProcessor as CLIPImageProcessor
 from autopipeline.models.auraflow import AuraFlowTransformer2DModel as AuraFlowTransformer2DModel
 from autopipeline.models.autoencoder_dc import AutoencoderDC as AutoencoderDC
 from autopipeline.models.autoencoder_kl import AutoencoderKL as AutoencoderKL
+from autopipeline.models.autoencoder_kl_qwenimage import AutoencoderKLQwenImage as AutoencoderKLQwenImage
 from autopipeline.models.autoencoder_tiny import AutoencoderTiny as AutoencoderTiny
 from autopipeline.models.bert import BertModel as BertModel
 from autopipeline.models.chroma import ChromaTransformer2DModel as ChromaTransformer2DModel
@@ -27,6 +28,7 @@ from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as Flux
 from autopipeline.models.gemma2 import Gemma2Model as Gemma2Model
 from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
+from autopipeline.models.qwenimage import QwenImageTransformer2DModel as QwenImageTransformer2DModel
 from autopipeline.models.sana import SanaTransformer2DModel as SanaTransformer2DModel
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
 from autopipeline.models.sd3 import SD3MultiControlNetModel as SD3MultiControlNetModel
@@ -962,6 +964,111 @@ class PixArtSigmaPipeline(DiffusionPipeline):
         image: Any = None,
         strength: Any = None,
         mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class QwenImageImg2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        true_cfg_scale: Any = 4.0,
+        image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class QwenImageInpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        true_cfg_scale: Any = 4.0,
+        image: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        height: Any = None,
+        width: Any = None,
+        padding_mask_crop: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class QwenImagePipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        true_cfg_scale: Any = 4.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
         padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,

@@ -158,7 +158,8 @@ class DiffusionPipeline:
 
     def _impossible(self, task: str) -> str | None:
         """Why the networks can't do a task; None if they can."""
-        configs = {name: dict(part.config) for name, part in self.components.items() if hasattr(part, "config")}
+        found = {name: getattr(part, "config", None) for name, part in self.components.items()}
+        configs = {name: dict(config) for name, config in found.items() if isinstance(config, Mapping)}
         return possible(configs, task)
 
     # --- the call --------------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ def count(args: Mapping[str, Any]) -> int:
     return 1 if isinstance(prompt, str) else len(prompt)
 
 
-def check(args: Mapping[str, Any]) -> None:
-    """Refuse prompts and embeddings that contradict each other."""
+def check(args: Mapping[str, Any], alike: bool = True) -> None:
+    """Refuse prompts and embeddings that contradict each other; `alike` embeddings have as many tokens."""
     prompts = count(args)
     for name in TEXTS:
         value = args.get(name)
@@ -44,7 +44,7 @@ def check(args: Mapping[str, Any]) -> None:
     if args.get("clip_skip") is not None and args.get("prompt_embeds") is not None:
         raise ValueError("clip_skip has no effect on prompt_embeds, which are encoded already.")
     positive, negative = args.get("prompt_embeds"), args.get("negative_prompt_embeds")
-    if positive is not None and negative is not None and positive.shape != negative.shape:
+    if alike and positive is not None and negative is not None and positive.shape != negative.shape:
         raise ValueError(
             f"prompt_embeds {tuple(positive.shape)} and negative_prompt_embeds {tuple(negative.shape)} differ in shape."
         )
@@ -101,6 +101,14 @@ def long_tokens(tokenizer: Any, texts: list[str], length: int) -> Tensor:
     for text in texts:
         _warn_of_cut(tokenizer.cut(text, length), length)
     return tokenizer(texts, length)
+
+
+def foreign_tokens(tokenizer: Any, texts: list[str], length: int, **options: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (B, `length`) by a tokenizer of transformers; what does not fit is cut, with a warning."""
+    for ids in tokenizer(texts, **options).input_ids:
+        _warn_of_cut(tokenizer.decode(ids[length:]).strip() if len(ids) > length else "", length)
+    made = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt", **options)
+    return made.input_ids, made.attention_mask
 
 
 def _warn_of_cut(lost: str, most: int) -> None:

@@ -25,6 +25,7 @@ BUILT = {
     "sana": "autopipeline.families.sana",
     "pixart-alpha": "autopipeline.families.pixart_alpha",
     "pixart-sigma": "autopipeline.families.pixart_sigma",
+    "qwenimage": "autopipeline.families.qwenimage",
 }
 """Family key -> the module whose FAMILY it is."""
 

@@ -32,6 +32,8 @@ HOMES = {
     "FluxControlNetModel": "autopipeline.models.flux_controlnet",
     "FluxMultiControlNetModel": "autopipeline.models.flux_controlnet",
     "AutoencoderKL": "autopipeline.models.autoencoder_kl",
+    "AutoencoderKLQwenImage": "autopipeline.models.autoencoder_kl_qwenimage",
+    "QwenImageTransformer2DModel": "autopipeline.models.qwenimage",
     "AutoencoderTiny": "autopipeline.models.autoencoder_tiny",
     "AutoencoderDC": "autopipeline.models.autoencoder_dc",
     "CLIPTextModel": "autopipeline.models.clip",
