@@ -34,7 +34,11 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.flux_controlnet": ("FluxControlNetModel", "FluxMultiControlNetModel"),
     "autopipeline.models.autoencoder_kl": ("AutoencoderKL",),
     "autopipeline.models.autoencoder_kl_qwenimage": ("AutoencoderKLQwenImage",),
-    "autopipeline.models.qwenimage": ("QwenImageTransformer2DModel",),
+    "autopipeline.models.qwenimage": (
+        "QwenImageControlNetModel",
+        "QwenImageMultiControlNetModel",
+        "QwenImageTransformer2DModel",
+    ),
     "autopipeline.models.autoencoder_tiny": ("AutoencoderTiny",),
     "autopipeline.models.autoencoder_dc": ("AutoencoderDC",),
     "autopipeline.models.gemma2": ("Gemma2Model",),

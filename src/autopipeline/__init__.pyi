@@ -28,6 +28,8 @@ from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as Flux
 from autopipeline.models.gemma2 import Gemma2Model as Gemma2Model
 from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
+from autopipeline.models.qwenimage import QwenImageControlNetModel as QwenImageControlNetModel
+from autopipeline.models.qwenimage import QwenImageMultiControlNetModel as QwenImageMultiControlNetModel
 from autopipeline.models.qwenimage import QwenImageTransformer2DModel as QwenImageTransformer2DModel
 from autopipeline.models.sana import SanaTransformer2DModel as SanaTransformer2DModel
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
@@ -965,6 +967,40 @@ class PixArtSigmaPipeline(DiffusionPipeline):
         strength: Any = None,
         mask_image: Any = None,
         padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class QwenImageControlNetPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        true_cfg_scale: Any = 4.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = None,
+        control_guidance_start: Any = 0.0,
+        control_guidance_end: Any = 1.0,
+        control_image: Any = None,
+        controlnet_conditioning_scale: Any = 1.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,

@@ -33,6 +33,7 @@ ADDONS = {
     "flux": ("Control", "ControlNet"),
     "hunyuan": ("PAG",),
     "sana": ("PAG",),
+    "qwenimage": ("ControlNet",),
     "pixart-sigma": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),

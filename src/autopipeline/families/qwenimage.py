@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from autopipeline import images, prompts
+from autopipeline.addons import controlnet_streams
 from autopipeline.families import flux
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import Guidance, NormPreserving, Unguided
+from autopipeline.models.qwenimage import QwenImageMultiControlNetModel
 from autopipeline.spaces import Packed
 from autopipeline.stage import Cond, Family, Pred, Predict, Run, Slot, Stage, TaskRow
 from autopipeline.tasks.image2image import SharedImage2Image
@@ -73,6 +76,13 @@ INPAINT = TaskRow(
     params=PROMPTS | _IMAGE | _MASK | SIZE | dict(padding_mask_crop=None) | _STRENGTH | STEPS | DRAWS | EMBEDS | LAST,
     tensors=TENSORS,
 )
+CONTROLNET = {
+    "text2image": TaskRow(
+        task=Text2Image,
+        params=PROMPTS | SIZE | STEPS | controlnet_streams.params(picture=True, kinds=False) | DRAWS | EMBEDS | LAST,
+        tensors=TENSORS,
+    )
+}
 
 
 def guided(run: Run) -> bool:
@@ -237,4 +247,6 @@ FAMILY = Family(
     check=check,
     read=read,
     size=flux.size,
+    variants={frozenset({"ControlNet"}): CONTROLNET},
+    addons={"ControlNet": partial(controlnet_streams.attach, several=QwenImageMultiControlNetModel)},
 )

@@ -33,6 +33,8 @@ HOMES = {
     "FluxMultiControlNetModel": "autopipeline.models.flux_controlnet",
     "AutoencoderKL": "autopipeline.models.autoencoder_kl",
     "AutoencoderKLQwenImage": "autopipeline.models.autoencoder_kl_qwenimage",
+    "QwenImageControlNetModel": "autopipeline.models.qwenimage",
+    "QwenImageMultiControlNetModel": "autopipeline.models.qwenimage",
     "QwenImageTransformer2DModel": "autopipeline.models.qwenimage",
     "AutoencoderTiny": "autopipeline.models.autoencoder_tiny",
     "AutoencoderDC": "autopipeline.models.autoencoder_dc",

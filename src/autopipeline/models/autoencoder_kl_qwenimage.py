@@ -18,10 +18,16 @@ from autopipeline.models.attention import attend
 from autopipeline.models.autoencoder_kl import Posterior
 from autopipeline.models.network import Network
 
-MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508)
-MEAN = (*MEAN, 0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
-STD = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743)
-STD = (*STD, 3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
+# fmt: off
+MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)
+STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)
+# fmt: on
 
 
 class FrameConv(nn.Conv3d):
@@ -31,9 +37,9 @@ class FrameConv(nn.Conv3d):
         super().__init__(channels, out, side)
         self.around = side // 2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out, H, W)."""
-        return functional.conv2d(x, self.weight[:, :, -1], self.bias, padding=self.around)
+        return functional.conv2d(input, self.weight[:, :, -1], self.bias, padding=self.around)
 
 
 class ChannelNorm(nn.Module):

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
+from autopipeline.models.controlnet import MultiControlNetModel
 from autopipeline.models.embeddings import TimestepEmbedding
 from autopipeline.models.flux import FeedForward, Modulation, StreamAttention, modulate, within
+from autopipeline.models.flux_controlnet import Corrections
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import rotary
 
@@ -44,14 +46,14 @@ class TimeEmbedding(nn.Module):
 
 
 class Said(nn.Sequential):
-    """What the time says to one stream of a block: six vectors, as Flux's blocks take them."""
+    """What the time says to one stream of a block: shift, scale and gate for attention, and the same for the rest."""
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, time: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(B, D) to (B, 6, 1, D)."""
-        return super().forward(time).unflatten(-1, (6, 1, -1))
+        return super().forward(input).unflatten(-1, (6, 1, -1))
 
 
 class Block(nn.Module):
@@ -110,6 +112,55 @@ class Streams(Network):
         return rotary(places(tokens, *grids), self.config.axes_dims_rope)
 
 
+class QwenImageControlNetModel(Streams):
+    """Residuals for a transformer, from packed latents of a picture."""
+
+    sees_pixels = False
+
+    def __init__(
+        self,
+        patch_size: int = 2,
+        in_channels: int = 64,
+        out_channels: int | None = 16,
+        num_layers: int = 60,
+        attention_head_dim: int = 128,
+        num_attention_heads: int = 24,
+        joint_attention_dim: int = 3584,
+        axes_dims_rope: tuple[int, int, int] = (16, 56, 56),
+        extra_condition_channels: int = 0,
+    ) -> None:
+        width = self._build(in_channels, num_layers, (num_attention_heads, attention_head_dim), joint_attention_dim)
+        self.controlnet_blocks = nn.ModuleList([nn.Linear(width, width) for _ in range(num_layers)])
+        self.controlnet_x_embedder = nn.Linear(in_channels + extra_condition_channels, width)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        rotary: Tensor,
+        *,
+        controlnet_cond: Tensor,
+        encoder_hidden_states_mask: Tensor | None = None,
+    ) -> Corrections:
+        """Residuals after each block, unscaled; inputs as the transformer's, `controlnet_cond` (B, L, C)."""
+        time = self.time_text_embed(timestep.to(hidden_states.dtype))
+        image = self.img_in(hidden_states) + self.controlnet_x_embedder(controlnet_cond)
+        text = self.txt_in(self.txt_norm(encoder_hidden_states))
+        mask = joint_mask(encoder_hidden_states_mask, image.shape[1])
+        made: list[Tensor] = []
+        for block, out in zip(self.transformer_blocks, self.controlnet_blocks, strict=True):
+            image, text = block(image, text, time, rotary, mask)
+            made.append(out(image))
+        return Corrections(made, [])
+
+
+class QwenImageMultiControlNetModel(MultiControlNetModel):
+    """Several ControlNets for one transformer, or one for several pictures."""
+
+    member = QwenImageControlNetModel
+
+
 def places(tokens: int, *grids: tuple[int, int]) -> Tensor:
     """Places (T + L + M, 3) of text and pictures: the middles of pictures stand at 0, texts where the largest ends."""
     edge = max(side // 2 for grid in grids for side in grid)
@@ -159,14 +210,14 @@ class QwenImageTransformer2DModel(Streams):
         *,
         encoder_hidden_states_mask: Tensor | None = None,
         reference: Tensor | None = None,
-        residuals: Sequence[Tensor] = (),
+        residuals: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ()),
         kind: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, L, C) of packed latents (B, L, C) at `timestep` (B,) in 0..1.
 
         With a text (B, T, J) and a table of places (B, T + L + M, ., 2) from `self.rotary`; the mask (B, T) is 0 for
         padding. `reference` (B, M, C): packed latents of pictures to look at. `residuals` (B, L, D) come from a
-        ControlNet, one for each block.
+        ControlNet: one for each block, or none; there are no blocks of a single stream.
         """
         timestep, own = timestep.to(hidden_states.dtype), hidden_states.shape[1]
         time = self.time_text_embed(timestep, kind)
@@ -177,7 +228,7 @@ class QwenImageTransformer2DModel(Streams):
         mask = joint_mask(encoder_hidden_states_mask, image.shape[1])
         for k, block in enumerate(self.transformer_blocks):
             image, text = block(image, text, time, rotary, mask, clean, own)
-            if residuals:
-                image = image + residuals[k]
+            if residuals[0]:
+                image = image + residuals[0][k]
         scale, shift = self.norm_out(functional.silu(time)).unbind(1)
         return self.proj_out(modulate(image[:, :own], shift, scale))
