@@ -49,6 +49,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),
     "autopipeline.text": ("BertTokenizer", "CLIPTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer"),
     "autopipeline.images": ("CLIPImageProcessor",),
+    "autopipeline.loading.processors": ("Qwen2VLProcessor",),
     **_SCHEDULERS,
 }
 _PUBLIC = {name: home for home, listed in _HOMES.items() for name in listed}

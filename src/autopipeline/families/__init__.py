@@ -26,6 +26,8 @@ BUILT = {
     "pixart-alpha": "autopipeline.families.pixart_alpha",
     "pixart-sigma": "autopipeline.families.pixart_sigma",
     "qwenimage": "autopipeline.families.qwenimage",
+    "qwenimage-edit": "autopipeline.families.qwenimage_edit",
+    "qwenimage-edit-plus": "autopipeline.families.qwenimage_edit_plus",
 }
 """Family key -> the module whose FAMILY it is."""
 

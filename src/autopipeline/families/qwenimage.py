@@ -6,7 +6,7 @@ Guidance keeps the length of every token's prediction. Texts of different length
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -125,13 +125,19 @@ def states(encoder: Any, inputs: Mapping[str, Any], skip: int) -> Texts:
 
 def text_branches(components: Components, run: Run) -> list[Texts]:
     """Texts of all branches, the prompt's last."""
+    length = run["max_sequence_length"]
+    return branches(run, lambda texts: encode(components, texts, length), length)
+
+
+def branches(run: Run, encode: Callable[[list[str]], Texts], length: int | None = None) -> list[Texts]:
+    """Of all branches, the prompt's last, what the caller gives (the first `length` tokens) or the encoded texts."""
 
     def branch(name: str) -> Texts:
         given, mask = run[f"{name}_embeds"], run[f"{name}_embeds_mask"]
         if given is None:
-            return encode(components, prompts.rows(run[name], run.prompts, name), run["max_sequence_length"])
+            return encode(prompts.rows(run[name], run.prompts, name))
         mask = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device) if mask is None else mask.bool()
-        return given[:, : run["max_sequence_length"]], mask[:, : run["max_sequence_length"]]
+        return given[:, :length], mask[:, :length]
 
     return [branch(name) for name in ("negative_prompt", "prompt")[0 if guided(run) else 1 :]]
 
@@ -155,7 +161,12 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     return (stage(components, flux.packed(components, run), text_branches),)
 
 
-def stage(components: Components, space: Packed, texts: Any = text_branches, *further: tuple[int, int]) -> Stage:
+def stage(
+    components: Components,
+    space: Packed,
+    texts: Callable[[Components, Run], list[Texts]] = text_branches,
+    *further: tuple[int, int],
+) -> Stage:
     """The transformer in packed latents; `further` grids of tokens beside that of x are (rows, columns)."""
     network, scheduler = components["transformer"], components["scheduler"]
     own = space.height // 2, space.width // 2

@@ -56,6 +56,7 @@ HOMES = {
     "T5Tokenizer": "autopipeline.text",
     "GemmaTokenizer": "autopipeline.text",
     "CLIPImageProcessor": "autopipeline.images",
+    "Qwen2VLProcessor": "autopipeline.loading.processors",
 }
 """Class name in model_index.json -> the module of ours that has it."""
 
@@ -68,6 +69,7 @@ ALIASES: dict[str, str] = {
     "LlamaTokenizerFast": "LlamaTokenizer",
     "T5TokenizerFast": "T5Tokenizer",
     "GemmaTokenizerFast": "GemmaTokenizer",
+    "Qwen2_5_VLProcessor": "Qwen2VLProcessor",
     "Transformer2DModel": "PixArtTransformer2DModel",  # in older checkpoints
 }
 
