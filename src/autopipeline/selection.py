@@ -94,7 +94,7 @@ def explain(checkpoint: str | Path, task: str | None = None, **fetch: Any) -> Ex
     folder = locate(checkpoint, only=lambda index: (), **fetch)
     index = read_index(folder)
     known = configs(folder, index)
-    here = names.find(index.class_name)
+    here = names.whole(names.find(index.class_name))
     able = tuple(t for t in TASKS if _able(index, t) and possible(known, t) is None)
     own = task or (here.task if here else "text2image")
 

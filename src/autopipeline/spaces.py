@@ -57,6 +57,10 @@ class Space(Protocol):
         """X to pictures, about -1..1."""
         ...
 
+    def preview(self, x0: Tensor) -> Tensor:
+        """A cheap look at the pictures; none (0, 3, H, W) where x shows none."""
+        ...
+
 
 class LatentSpace(NamedTuple):
     """The latents of an autoencoder."""
@@ -233,6 +237,48 @@ class Packed(NamedTuple):
     def preview(self, x0: Tensor) -> Tensor:
         """Unpacked, then as for the latents."""
         return self.latents.preview(self.unpack(x0))
+
+
+class VectorSpace(NamedTuple):
+    """Embeddings, one a picture: (B, D). There is no way from pictures to them or back."""
+
+    channels: int  # D
+
+    def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
+        """(B, D)."""
+        return run.batch, self.channels
+
+    def noise(self, random: Random, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Drawn as it is."""
+        return random.normal(shape, dtype=dtype, device=device)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """The embeddings themselves."""
+        return latents
+
+    def preview(self, x0: Tensor) -> Tensor:
+        """Nothing to see."""
+        return x0.new_zeros(0, 3, 1, 1)
+
+    def pixels(self, run: Run, image: Any) -> Tensor:
+        """Never asked for."""
+        raise TypeError("Embeddings are not made from pictures here.")
+
+    def masked_pixels(self, run: Run) -> tuple[Tensor, Tensor]:
+        """Never asked for."""
+        raise TypeError("Embeddings have no mask.")
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """Never asked for."""
+        raise TypeError("Embeddings have no mask.")
+
+    def encode(self, pixels: Tensor, random: Random | None, plain: bool = False) -> Tensor:
+        """Never asked for."""
+        raise TypeError("Embeddings are not made from pictures here.")
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Never asked for."""
+        raise TypeError("Embeddings are no pictures; a decoder makes them.")
 
 
 def factor(vae: Any) -> int:

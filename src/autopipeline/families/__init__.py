@@ -29,7 +29,7 @@ BUILT = {
     "qwenimage-edit": "autopipeline.families.qwenimage_edit",
     "qwenimage-edit-plus": "autopipeline.families.qwenimage_edit_plus",
 }
-"""Family key -> the module whose FAMILY it is."""
+"""Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 
 ADDONS = {
     "flux": ("Control", "ControlNet"),
@@ -56,4 +56,5 @@ def load(key: str, wanted: frozenset[str] = frozenset()) -> Family:
     module = BUILT.get(key) or external().get(key)
     if module is None:
         raise KeyError(key)
-    return addons.attach(importlib.import_module(module).FAMILY, wanted)
+    home, _, name = module.partition(":")
+    return addons.attach(getattr(importlib.import_module(home), name or "FAMILY"), wanted)
