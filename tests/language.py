@@ -12,7 +12,7 @@ TOLD = (
     "relationships of the objects and background: shape, size, texture, quantity, text, You are an image generation "
     "assistant. Follow the user's prompt literally. Pay careful attention to spatial layout: objects described as on "
     "the left must appear on the left, on the right on the right. Match exact object counts and assign colors to the "
-    "correct objects. a red cat, sun on the sea think"
+    "correct objects. a red cat, sun on the sea\nassistant\nassistant"
 )
 """Words that have to be single tokens, as pipelines cut off a fixed number of them."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
@@ -48,7 +48,7 @@ def qwen_tokenizer() -> Any:
 
     vocab, merges = _learned()
     tokenizer = Qwen2Tokenizer(vocab=dict(vocab), merges=list(merges), model_max_length=4096)
-    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL[1:], VIDEO]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL[1:], VIDEO, "<think>", "</think>"]})
     tokenizer.chat_template = CHAT
     return tokenizer
 

@@ -58,9 +58,7 @@ def params(begin: Mapping[str, Any], crop: Mapping[str, Any] | None = None) -> d
 
 TEXT2IMAGE = TaskRow(task=Text2Image, params=params({}), tensors=flux_tasks.TENSORS)
 IMAGE2IMAGE = replace(TEXT2IMAGE, task=SharedImage2Image, params=params(_IMAGE | _STRENGTH))
-INPAINT = replace(
-    TEXT2IMAGE, task=Blend, params=params(_IMAGE | _MASK | _STRENGTH, dict(padding_mask_crop=None))
-)
+INPAINT = replace(TEXT2IMAGE, task=Blend, params=params(_IMAGE | _MASK | _STRENGTH, dict(padding_mask_crop=None)))
 
 
 def guide(run: Run) -> Guidance:

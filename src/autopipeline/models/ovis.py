@@ -86,9 +86,7 @@ class OvisImageTransformer2DModel(Network):
         """The table (..., head width / 2, 2) that `forward` takes, for places (..., 3): made once for a call."""
         return rotary(places, self.config.axes_dims_rope)
 
-    def forward(
-        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, rotary: Tensor
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, rotary: Tensor) -> Tensor:
         """Velocity (B, L, C) of packed latents (B, L, C) at `timestep` (B,) in 0..1.
 
         With a text (B, T, J) and a table of places (B, T + L, ., 2) from `self.rotary`.
