@@ -13,6 +13,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import pytest
 import torch
 
+import language
 import tiny
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny networks gain nothing from more
@@ -39,6 +40,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "kontext": lambda folder: tiny.flux(folder, "FluxKontextPipeline"),
     "chroma": tiny.chroma,
     "auraflow": tiny.auraflow,
+    "ovis": language.ovis,
     "hunyuan": tiny.hunyuan,
     "hunyuan-plain": lambda folder: tiny.hunyuan(folder, use_style_cond_and_image_meta_size=False),
     "pixart-alpha": lambda folder: tiny.pixart(folder, "PixArtAlphaPipeline", use_additional_conditions=True),

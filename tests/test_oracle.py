@@ -65,6 +65,10 @@ SANA_EMBEDS = dict(
 )
 KONTEXT = FLUX | dict(max_area=32 * 32, _auto_resize=False)
 AURA_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), prompt_attention_mask=(1, 9, 1))
+OVIS = FLUX | dict(max_sequence_length=40)
+OVIS_EMBEDS = OVIS | dict(
+    prompt=None, prompt_embeds=(1, 9, 24), negative_prompt=None, negative_prompt_embeds=(1, 4, 24)
+)
 HUNYUAN = dict(height=64, width=64, use_resolution_binning=False)
 HUNYUAN_EMBEDS = dict(
     prompt=None,
@@ -134,6 +138,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("auraflow", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
     ("auraflow", "text2image", FLUX | dict(guidance_scale=1.0, width=72, sigmas=[1.0, 0.5])),
     ("auraflow", "text2image", AURA_EMBEDS | dict(negative_prompt="a sun")),
+    ("ovis", "text2image", OVIS | dict(negative_prompt="sun", num_images_per_prompt=2, width=48)),
+    ("ovis", "text2image", OVIS | dict(prompt=["cat", "a red sun on the sea"])),
+    ("ovis", "text2image", OVIS_EMBEDS | dict(sigmas=[1.0, 0.6, 0.2], output_type="latent")),
+    ("ovis", "text2image", OVIS_EMBEDS | dict(negative_prompt_embeds=None, negative_prompt="sun", latents=(1, 16, 16))),
+    ("ovis", "text2image", OVIS | dict(guidance_scale=1.0, height=45, width=37)),
     ("hunyuan", "text2image", HUNYUAN | dict(negative_prompt="sun", num_images_per_prompt=2, guidance_rescale=0.6)),
     ("hunyuan", "text2image", HUNYUAN | MICRO | dict(prompt=["red", "a cat on sun"], num_images_per_prompt=2)),
     ("hunyuan", "text2image", HUNYUAN | HUNYUAN_EMBEDS | dict(guidance_scale=1.0, width=112)),
@@ -220,7 +229,16 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("sd", {}), ("xl", {}), ("sd3", {}), ("flux", FLUX), ("chroma", FLUX), ("auraflow", FLUX), ("lcm", {})],
+    [
+        ("sd", {}),
+        ("xl", {}),
+        ("sd3", {}),
+        ("flux", FLUX),
+        ("chroma", FLUX),
+        ("auraflow", FLUX),
+        ("ovis", OVIS),
+        ("lcm", {}),
+    ],
 )
 def test_callbacks_see_and_change_the_same(pair: Any, name: str, size: dict[str, int]) -> None:
     traces: list[list[Any]] = []

@@ -44,6 +44,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.gemma2": ("Gemma2Model",),
     "autopipeline.models.sana": ("SanaTransformer2DModel",),
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
+    "autopipeline.models.ovis": ("OvisImageTransformer2DModel",),
     "autopipeline.models.pixart": ("PixArtTransformer2DModel",),
     "autopipeline.models.sd3": ("SD3ControlNetModel", "SD3MultiControlNetModel", "SD3Transformer2DModel"),
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),

@@ -28,6 +28,7 @@ from autopipeline.models.flux_controlnet import FluxControlNetModel as FluxContr
 from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as FluxMultiControlNetModel
 from autopipeline.models.gemma2 import Gemma2Model as Gemma2Model
 from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
+from autopipeline.models.ovis import OvisImageTransformer2DModel as OvisImageTransformer2DModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
 from autopipeline.models.qwenimage import QwenImageControlNetModel as QwenImageControlNetModel
 from autopipeline.models.qwenimage import QwenImageMultiControlNetModel as QwenImageMultiControlNetModel
@@ -626,6 +627,99 @@ class LatentConsistencyModelPipeline(DiffusionPipeline):
         *,
         image: Any = None,
         strength: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class OvisImageImg2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        strength: Any = 0.6,
+        negative_prompt: Any = '',
+        guidance_scale: Any = 5.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 256,
+        *,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class OvisImageInpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        strength: Any = 0.6,
+        negative_prompt: Any = '',
+        guidance_scale: Any = 5.0,
+        height: Any = None,
+        width: Any = None,
+        padding_mask_crop: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 256,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class OvisImagePipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = '',
+        guidance_scale: Any = 5.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 256,
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,

@@ -146,7 +146,7 @@ ROWS = (
         text2image="ZImageControlNetInpaintPipeline",
     ),
     _row("z-image-omni", "ZImageOmni", "t"),
-    _row("ovis", "OvisImage", "t"),
+    _row("ovis", "OvisImage", "t", ours="ip"),
     _row("prx", "PRX", "t"),
     _row("kolors", "Kolors", "ti"),
     _row("kolors-pag", "Kolors", "t", "PAG", "kolors"),

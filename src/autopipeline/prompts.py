@@ -104,11 +104,17 @@ def long_tokens(tokenizer: Any, texts: list[str], length: int) -> Tensor:
 
 
 def foreign_tokens(tokenizer: Any, texts: list[str], length: int, **options: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and mask (B, `length`) by a tokenizer of transformers; what does not fit is cut, with a warning."""
-    for ids in tokenizer(texts, **options).input_ids:
-        _warn_of_cut(tokenizer.decode(ids[length:]).strip() if len(ids) > length else "", length)
-    made = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt", **options)
-    return made.input_ids, made.attention_mask
+    """Token ids and mask (B, `length`) by a tokenizer of transformers; what does not fit is cut, with a warning.
+
+    Cut and padded here: asked to do so, such a tokenizer changes itself, which other threads would notice.
+    """
+    ids, mask = torch.full((len(texts), length), tokenizer.pad_token_id), torch.zeros(len(texts), length).long()
+    for k, row in enumerate(tokenizer(texts, **options).input_ids):
+        _warn_of_cut(tokenizer.decode(row[length:]).strip() if len(row) > length else "", length)
+        count = min(len(row), length)
+        place = slice(length - count, None) if tokenizer.padding_side == "left" else slice(count)
+        ids[k, place], mask[k, place] = torch.tensor(row[:count]), 1
+    return ids, mask
 
 
 def _warn_of_cut(lost: str, most: int) -> None:

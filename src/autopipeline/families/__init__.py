@@ -21,6 +21,7 @@ BUILT = {
     "flux-kontext": "autopipeline.families.flux_kontext",
     "chroma": "autopipeline.families.chroma",
     "auraflow": "autopipeline.families.auraflow",
+    "ovis": "autopipeline.families.ovis",
     "hunyuan": "autopipeline.families.hunyuan",
     "sana": "autopipeline.families.sana",
     "pixart-alpha": "autopipeline.families.pixart_alpha",

@@ -41,6 +41,7 @@ HOMES = {
     "CLIPTextModel": "autopipeline.models.clip",
     "CLIPTextModelWithProjection": "autopipeline.models.clip",
     "CLIPVisionModelWithProjection": "autopipeline.models.clip",
+    "OvisImageTransformer2DModel": "autopipeline.models.ovis",
     "PixArtTransformer2DModel": "autopipeline.models.pixart",
     "SD3Transformer2DModel": "autopipeline.models.sd3",
     "SD3ControlNetModel": "autopipeline.models.sd3",

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens of text, L tokens of the picture (2 x 2 latents each), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -110,12 +110,14 @@ class StreamAttention(nn.Module):
 class DoubleBlock(nn.Module):
     """Text and picture, each with its own weights, meet in attention; `modulated`: the block reads the time itself."""
 
-    def __init__(self, width: int, heads: int, modulated: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int, modulated: bool = True, feed: Callable[[int], nn.Module] = FeedForward
+    ) -> None:
         super().__init__()
         if modulated:
             self.norm1, self.norm1_context = Modulation(width, 6), Modulation(width, 6)
         self.attn = StreamAttention(width, heads, joint=True)
-        self.ff, self.ff_context = FeedForward(width), FeedForward(width)
+        self.ff, self.ff_context = feed(width), feed(width)
 
     def forward(self, image: Tensor, text: Tensor, time: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """Picture (B, L, D) and text (B, T, D), moved on."""
@@ -146,12 +148,12 @@ def _after(x: Tensor, attended: Tensor, said: list[Tensor], feed: nn.Module) -> 
 class SingleBlock(nn.Module):
     """Text and picture in one sequence; attention and feed-forward side by side (Dehghani et al. 2023)."""
 
-    def __init__(self, width: int, heads: int, modulated: bool = True) -> None:
+    def __init__(self, width: int, heads: int, modulated: bool = True, inner: int | None = None) -> None:
         super().__init__()
         if modulated:
             self.norm = Modulation(width, 3)
         self.attn = StreamAttention(width, heads, joint=False)
-        self.proj_mlp = nn.Linear(width, 4 * width)
+        self.proj_mlp = nn.Linear(width, inner or 4 * width)
         self.proj_out = nn.Linear(5 * width, width)
 
     def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
@@ -163,8 +165,12 @@ class SingleBlock(nn.Module):
         shift, scale, gate = said.unbind(1)
         normed = modulate(x, shift, scale)
         mixed = self.attn.mix(self.attn.own(normed), table, mask)
-        fed = functional.gelu(self.proj_mlp(normed), approximate="tanh")
+        fed = self.activated(self.proj_mlp(normed))
         return within(x + gate * self.proj_out(torch.cat([mixed, fed], -1)))
+
+    def activated(self, fed: Tensor) -> Tensor:
+        """(..., inner) to (..., 4 D)."""
+        return functional.gelu(fed, approximate="tanh")
 
 
 class TimeTextEmbedding(nn.Module):

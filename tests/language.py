@@ -1,0 +1,123 @@
+"""Language models in miniature, of transformers' own classes, and a tokenizer of Qwen's kind for them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import tiny
+
+TOLD = (
+    "system user assistant Describe the image by detailing the color, quantity, text, shape, size, texture, spatial "
+    "relationships of the objects and background: shape, size, texture, quantity, text, You are an image generation "
+    "assistant. Follow the user's prompt literally. Pay careful attention to spatial layout: objects described as on "
+    "the left must appear on the left, on the right on the right. Match exact object counts and assign colors to the "
+    "correct objects. a red cat, sun on the sea\nassistant\nassistant"
+)
+"""Words that have to be single tokens, as pipelines cut off a fixed number of them."""
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+VIDEO = "<|video_pad|>"
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+@cache
+def _learned() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    import json
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        [TOLD], trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
+    )
+    model = json.loads(core.to_str())["model"]
+    return model["vocab"], [tuple(pair) for pair in model["merges"]]
+
+
+def qwen_tokenizer() -> Any:
+    """Qwen's tokenizer: bytes and the words above."""
+    from transformers import Qwen2Tokenizer
+
+    vocab, merges = _learned()
+    tokenizer = Qwen2Tokenizer(vocab=dict(vocab), merges=list(merges), model_max_length=4096)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL[1:], VIDEO, "<think>", "</think>"]})
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+SHAPE = dict(
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+    head_dim=8,
+    vocab_size=1200,
+)
+
+
+def qwen3(seed: int) -> Any:
+    """Qwen 3."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    return tiny.redraw(Qwen3Model(Qwen3Config(**SHAPE)), seed)
+
+
+def qwen3_vl(seed: int, generating: bool = False) -> Any:
+    """Qwen 3 VL; `generating` keeps its language-model head."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel
+
+    tokenizer = qwen_tokenizer()
+    names = {"image_token_id": SPECIAL[5], "video_token_id": VIDEO}
+    names |= {"vision_start_token_id": SPECIAL[3], "vision_end_token_id": SPECIAL[4]}
+    config = Qwen3VLConfig(
+        text_config=SHAPE | dict(rope_parameters=dict(mrope_section=[2, 1, 1], rope_type="default", rope_theta=1e6)),
+        vision_config=dict(
+            hidden_size=16,
+            intermediate_size=32,
+            num_heads=2,
+            depth=1,
+            out_hidden_size=SHAPE["hidden_size"],
+            patch_size=8,
+            num_position_embeddings=16,
+            deepstack_visual_indexes=[0],
+        ),
+        tie_word_embeddings=True,
+        **{key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()},
+    )
+    return tiny.redraw((Qwen3VLForConditionalGeneration if generating else Qwen3VLModel)(config), seed)
+
+
+OVIS = dict(
+    in_channels=16,
+    out_channels=16,
+    num_layers=2,
+    num_single_layers=2,
+    attention_head_dim=8,
+    num_attention_heads=3,
+    joint_attention_dim=24,
+    axes_dims_rope=(2, 2, 4),
+)
+
+
+def ovis(folder: Any) -> Any:
+    """Ovis-Image in miniature, 4 pixels a token."""
+    import diffusers
+
+    pipe = diffusers.OvisImagePipeline(
+        transformer=tiny.redraw(diffusers.OvisImageTransformer2DModel(**OVIS), 1),
+        vae=tiny.redraw(diffusers.AutoencoderKL(**tiny.FLUX_VAE), 2),
+        text_encoder=qwen3(3),
+        tokenizer=qwen_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**tiny.FLUX_SHIFT),
+    )
+    pipe.save_pretrained(folder)
+    return folder
