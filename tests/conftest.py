@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import language
+import qwenimage
 import tiny
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny networks gain nothing from more
@@ -52,6 +53,9 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
         folder, flow=True, timestep_scale=0.001, qk_norm="rms_norm_across_heads", interpolation_scale=1.5
     ),
     "lcm": tiny.lcm,
+    "qwenimage": qwenimage.checkpoint,
+    "qwenimage-edit": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPipeline"),
+    "qwenimage-edit-plus": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPlusPipeline", zero_cond_t=True),
 }
 
 
@@ -66,3 +70,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def small_edits() -> Iterator[None]:
+    """Qwen-Image-Edit scales its pictures to few pixels, not to a million."""
+    from autopipeline.families import qwenimage_edit, qwenimage_edit_plus
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qwenimage_edit, "AREA", 64 * 64)
+        patch.setattr(qwenimage_edit_plus, "SEEN", 64 * 64)
+        yield

@@ -81,6 +81,14 @@ MICRO = dict(original_size=(32, 48), crops_coords_top_left=(5, 9), target_size=(
 NEGATIVE_MICRO = dict(
     negative_original_size=(24, 32), negative_crops_coords_top_left=(3, 1), negative_target_size=(72, 56)
 )
+QWEN = dict(height=32, width=32, negative_prompt="sun", true_cfg_scale=3.0)
+QWEN_EMBEDS = dict(
+    prompt=None,
+    negative_prompt=None,
+    prompt_embeds=(1, 9, 24),
+    negative_prompt_embeds=(1, 6, 24),
+    prompt_embeds_mask=torch.arange(9)[None] < 7,
+)
 CROP = dict(padding_mask_crop=4, output_type="pil", image=tiny.photo(120, 90), mask_image=tiny.mask(120, 90))
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -167,6 +175,13 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("pixart-sigma", "text2image", PIXART_EMBEDS | PIXART_NEGATIVE),
     ("pixart-sigma-256", "text2image", BINS | dict(height=50, width=91, prompt=["a Red cat ", "sun"])),
     ("pixart-sigma-256", "text2image", BINS | dict(height=300, width=130, output_type="latent")),
+    ("qwenimage", "text2image", QWEN | dict(prompt=["red cat", "a cat on the sea, sun"], negative_prompt=["sun", ""])),
+    ("qwenimage", "text2image", QWEN | dict(negative_prompt=None, true_cfg_scale=4.0, width=52, max_sequence_length=3)),
+    ("qwenimage", "text2image", QWEN | QWEN_EMBEDS | dict(latents=(1, 16, 16), output_type="latent")),
+    ("qwenimage", "image2image", QWEN | SIGMAS | dict(image=(1, 4, 8, 8), num_images_per_prompt=2)),
+    ("qwenimage", "image2image", QWEN | GENTLE | dict(image=tiny.photo(45, 70), width=48)),
+    ("qwenimage", "inpaint", QWEN | GENTLE | CROP),
+    ("qwenimage", "inpaint", QWEN | dict(latents=(1, 1, 4, 8, 8), strength=0.7, num_inference_steps=6)),
     ("lcm", "text2image", dict(guidance_scale=3.0)),
     ("lcm", "image2image", dict(original_inference_steps=20)),
     ("xl", "text2image", {}),
@@ -215,6 +230,7 @@ def picture(pipe: Any, task: str, changes: dict[str, Any]) -> np.ndarray:
     return out if isinstance(out, np.ndarray) else np.stack([np.asarray(p, np.float32) / 255 for p in out])
 
 
+@pytest.mark.filterwarnings("ignore:The prompt is longer:UserWarning")
 @pytest.mark.filterwarnings("ignore:.* are made:UserWarning", "ignore:max_area:UserWarning")  # sizes are rounded
 @pytest.mark.parametrize(("name", "task", "changes"), CASES)
 def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ INPAINT = TaskRow(
 )
 
 
-def scaled(size: tuple[int, int], area: int = AREA) -> tuple[int, int]:
+def scaled(size: tuple[int, int], area: int) -> tuple[int, int]:
     """Height and width of about so many pixels, in the proportions of `size` (width, height)."""
     ratio = size[0] / size[1]
     width = (area * ratio) ** 0.5
@@ -142,7 +142,7 @@ def read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
     args = qwenimage.read(components, args)
     image, mask = args["image"], args.get("mask_image")
     many: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
-    made = [scaled(size) for size in sizes(many)]
+    made = [scaled(size, AREA) for size in sizes(many)]
     pictures = [fitted(picture, *size) for picture, size in zip(many, made, strict=True)]
     args["image"] = pictures if isinstance(image, list | tuple) else pictures[0]
     if mask is not None:

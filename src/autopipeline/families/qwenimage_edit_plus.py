@@ -25,7 +25,7 @@ def read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
     image = args.pop("image")
     many: list[Any] = list(image) if isinstance(image, list | tuple) else [image]
     step, found = 2 * factor(components["vae"]), edit.sizes(many)
-    made = [edit.scaled(size) for size in found]
+    made = [edit.scaled(size, edit.AREA) for size in found]
     args["references"] = tuple(
         edit.fitted(picture, height // step * step, width // step * step)
         for picture, (height, width) in zip(many, made, strict=True)
