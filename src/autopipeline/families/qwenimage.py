@@ -142,18 +142,21 @@ def branches(run: Run, encode: Callable[[list[str]], Texts], length: int | None 
     return [branch(name) for name in ("negative_prompt", "prompt")[0 if guided(run) else 1 :]]
 
 
-def joined(branches: Sequence[Texts], times: int, device: torch.device) -> Cond:
-    """Texts of all branches as rows, each repeated, the shorter ones padded; a mask only where one is needed."""
-    longest = max(hidden.shape[1] for hidden, _ in branches)
-    cond: Cond = {}
-    for k, name in enumerate(("encoder_hidden_states", "encoder_hidden_states_mask")):
-        parts = [prompts.each(texts[k].to(device), times) for texts in branches]
-        room = [(0, 0, 0, longest - part.shape[1])[2 * k :] for part in parts]
-        parts = [functional.pad(part, space).to(parts[-1].dtype) for part, space in zip(parts, room, strict=True)]
-        cond[name] = torch.cat(parts)
-    if bool(cond["encoder_hidden_states_mask"].all()):
-        del cond["encoder_hidden_states_mask"]
-    return cond
+def joined(branches: Sequence[Texts], run: Run, device: torch.device) -> Cond:
+    """Texts of all branches as rows, each repeated, the shorter ones padded; a mask only where one is needed.
+
+    As users know it, masks go a b a b where texts go a a b b, unless every picture has its seed.
+    """
+    longest, times = max(hidden.shape[1] for hidden, _ in branches), run.batch // run.prompts
+    states: list[Tensor] = []
+    masks: list[Tensor] = []
+    for hidden, mask in branches:
+        room = longest - hidden.shape[1]
+        states.append(functional.pad(prompts.each(hidden.to(device, branches[-1][0].dtype), times), (0, 0, 0, room)))
+        full = functional.pad(mask.to(device), (0, room))
+        masks.append(prompts.each(full, times) if run.random.apart else full.repeat(times, 1))
+    cond, mask = dict(encoder_hidden_states=torch.cat(states)), torch.cat(masks)
+    return cond if bool(mask.all()) else cond | dict(encoder_hidden_states_mask=mask)
 
 
 def stages(components: Components, run: Run) -> tuple[Stage, ...]:
@@ -172,7 +175,7 @@ def stage(
     own = space.height // 2, space.width // 2
 
     def condition(run: Run, x: Tensor) -> Cond:
-        cond = joined(texts(components, run), run.batch // run.prompts, network.device)
+        cond = joined(texts(components, run), run, network.device)
         count, tokens = cond["encoder_hidden_states"].shape[:2]
         table = network.rotary(tokens, own, *further).to(network.device)
         return cond | {"rotary": table.expand(count, -1, -1, -1)}
