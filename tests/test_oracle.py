@@ -176,7 +176,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("pixart-sigma-256", "text2image", BINS | dict(height=50, width=91, prompt=["a Red cat ", "sun"])),
     ("pixart-sigma-256", "text2image", BINS | dict(height=300, width=130, output_type="latent")),
     ("qwenimage", "text2image", QWEN | dict(prompt=["red cat", "a cat on the sea, sun"], negative_prompt=["sun", ""])),
-    ("qwenimage", "text2image", QWEN | dict(prompt=["red", "a cat on the sea, sun"], num_images_per_prompt=2)),
+    (
+        "qwenimage",
+        "text2image",
+        QWEN | dict(prompt=["red", "a cat on sea"], negative_prompt=["", "sun"], num_images_per_prompt=2),
+    ),
     ("qwenimage", "text2image", QWEN | dict(negative_prompt=None, true_cfg_scale=4.0, width=52, max_sequence_length=3)),
     ("qwenimage", "text2image", QWEN | QWEN_EMBEDS | dict(latents=(1, 16, 16), output_type="latent")),
     ("qwenimage", "image2image", QWEN | SIGMAS | dict(image=(1, 4, 8, 8), num_images_per_prompt=2)),
