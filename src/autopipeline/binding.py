@@ -148,7 +148,7 @@ def _run(args: dict[str, Any], settings: Mapping[str, Any]) -> Run:
     kinds.check(args, count)
     batch = count * args["num_images_per_prompt"]
     random = Random(_generators(args, batch), batch, apart=args["seed"] is not None)
-    run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"] or 0.0)
+    run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"])
     run.cancel = args["cancel"] or threading.Event()
     return run
 
