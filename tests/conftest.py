@@ -42,6 +42,9 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "chroma": tiny.chroma,
     "auraflow": tiny.auraflow,
     "ovis": language.ovis,
+    "cogview3": tiny.cogview3,
+    "cogview4": tiny.cogview4,
+    "cogview4-control": lambda folder: tiny.cogview4(folder, "CogView4ControlPipeline", in_channels=8),
     "hunyuan": tiny.hunyuan,
     "hunyuan-plain": lambda folder: tiny.hunyuan(folder, use_style_cond_and_image_meta_size=False),
     "pixart-alpha": lambda folder: tiny.pixart(folder, "PixArtAlphaPipeline", use_additional_conditions=True),
@@ -52,10 +55,14 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "sana-1.5": lambda folder: tiny.sana(
         folder, flow=True, timestep_scale=0.001, qk_norm="rms_norm_across_heads", interpolation_scale=1.5
     ),
+    "lumina": tiny.lumina,
+    "lumina2": tiny.lumina2,
     "lcm": tiny.lcm,
     "qwenimage": qwenimage.checkpoint,
     "qwenimage-edit": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPipeline"),
     "qwenimage-edit-plus": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPlusPipeline", zero_cond_t=True),
+    "z-image": language.z_image,
+    "z-image-shifted": lambda folder: language.z_image(folder, shift=tiny.FLUX_SHIFT),
 }
 
 

@@ -71,6 +71,44 @@ def qwen3(seed: int) -> Any:
     return tiny.redraw(Qwen3Model(Qwen3Config(**SHAPE)), seed)
 
 
+Z_IMAGE = dict(
+    in_channels=4, dim=30, n_layers=3, n_refiner_layers=2, n_heads=3, n_kv_heads=3, cap_feat_dim=24, axes_dims=[2, 4, 4]
+)
+Z_CONTROL = dict(
+    control_in_dim=9,
+    control_layers_places=[0, 2],
+    control_refiner_layers_places=[0, 1],
+    add_control_noise_refiner="control_noise_refiner",
+    n_refiner_layers=2,
+    dim=30,
+    n_heads=3,
+    n_kv_heads=3,
+)
+
+
+def z_controlnet(**changes: Any) -> Any:
+    """A ControlNet for Z-Image in miniature."""
+    import diffusers
+
+    return tiny.redraw(diffusers.ZImageControlNetModel(**Z_CONTROL | changes), 5)
+
+
+def z_image(folder: Any, cls: str = "ZImagePipeline", shift: dict[str, Any] | None = None, **parts: Any) -> Any:
+    """Z-Image in miniature, 8 pixels a token."""
+    import diffusers
+
+    pipe = getattr(diffusers, cls)(
+        transformer=tiny.redraw(diffusers.ZImageTransformer2DModel(**Z_IMAGE), 1),
+        vae=tiny.redraw(diffusers.AutoencoderKL(**tiny.FLUX_VAE), 2),
+        text_encoder=qwen3(3),
+        tokenizer=qwen_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift or dict(shift=3.0)),
+        **parts,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def qwen3_vl(seed: int, generating: bool = False) -> Any:
     """Qwen 3 VL; `generating` keeps its language-model head."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel

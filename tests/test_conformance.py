@@ -30,6 +30,8 @@ FOLDERS = {
     "chroma": "chroma",
     "auraflow": "auraflow",
     "ovis": "ovis",
+    "cogview3": "cogview3",
+    "cogview4": "cogview4",
     "hunyuan": "hunyuan",
     "pixart-alpha": "pixart-alpha",
     "pixart-sigma": "pixart-sigma",
@@ -37,6 +39,9 @@ FOLDERS = {
     "qwenimage": "qwenimage",
     "qwenimage-edit": "qwenimage-edit",
     "qwenimage-edit-plus": "qwenimage-edit-plus",
+    "z-image": "z-image",
+    "lumina": "lumina",
+    "lumina2": "lumina2",
 }
 SMALL = dict(height=32, width=32, max_sequence_length=16)
 PIXART = dict(max_sequence_length=16, clean_caption=False, use_resolution_binning=False)
@@ -53,6 +58,11 @@ CALLS: dict[str, dict[str, Any]] = {
     "qwenimage": QWEN,
     "qwenimage-edit": QWEN,
     "qwenimage-edit-plus": QWEN,
+    "cogview3": SMALL,
+    "cogview4": SMALL,
+    "z-image": SMALL,
+    "lumina": dict(max_sequence_length=16, clean_caption=False),
+    "lumina2": dict(max_sequence_length=24, system_prompt="sun"),
     "sana": SMALL | dict(use_resolution_binning=False, complex_human_instruction=None),
 }
 """What the calls of a family need to be quick, where its size does not follow from the network."""

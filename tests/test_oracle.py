@@ -63,6 +63,10 @@ SANA_EMBEDS = dict(
     prompt_attention_mask=torch.arange(16)[None] < 9,
     negative_prompt_attention_mask=torch.arange(16)[None] < 1,
 )
+LUMINA = dict(clean_caption=False)
+LUMINA2 = dict(system_prompt="sun", max_sequence_length=40)
+LUMINA2_EMBEDS = dict(negative_prompt_embeds=None, negative_prompt_attention_mask=None, negative_prompt="cat")
+LUMINA2_EMBEDS = SANA_EMBEDS | LUMINA2_EMBEDS | dict(max_sequence_length=24)  # of other lengths
 KONTEXT = FLUX | dict(max_area=32 * 32, _auto_resize=False)
 AURA_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), prompt_attention_mask=(1, 9, 1))
 OVIS = FLUX | dict(max_sequence_length=40)
@@ -76,6 +80,13 @@ HUNYUAN_EMBEDS = dict(
     prompt_embeds_2=(1, 256, 24),
     prompt_attention_mask=(1, 77),
     prompt_attention_mask_2=(1, 256),
+)
+COGVIEW_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24))
+Z_IMAGE = dict(height=32, width=32)
+Z_EMBEDS = dict(
+    prompt=None,
+    prompt_embeds=[torch.randn(5, 24), torch.randn(40, 24)],
+    negative_prompt_embeds=[torch.randn(33, 24), torch.randn(2, 24)],
 )
 MICRO = dict(original_size=(32, 48), crops_coords_top_left=(5, 9), target_size=(64, 72))
 NEGATIVE_MICRO = dict(
@@ -151,6 +162,16 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("ovis", "text2image", OVIS_EMBEDS | dict(sigmas=[1.0, 0.6, 0.2], output_type="latent")),
     ("ovis", "text2image", OVIS_EMBEDS | dict(negative_prompt_embeds=None, negative_prompt="sun", latents=(1, 16, 16))),
     ("ovis", "text2image", OVIS | dict(guidance_scale=1.0, height=45, width=37)),
+    ("cogview3", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
+    ("cogview3", "text2image", FLUX | dict(prompt=["red", "a cat"], original_size=(40, 60), width=48)),
+    ("cogview3", "text2image", COGVIEW_EMBEDS | dict(guidance_scale=1.0, latents=(1, 4, 8, 8), output_type="latent")),
+    ("cogview4", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
+    ("cogview4", "text2image", FLUX | dict(prompt=["sun", "a red " + "cat " * 9], crops_coords_top_left=(4, 7))),
+    ("cogview4", "text2image", FLUX | dict(negative_prompt="sea, " * 9, max_sequence_length=30, width=48)),
+    ("cogview4", "text2image", COGVIEW_EMBEDS | dict(negative_prompt="a sun", latents=(1, 4, 8, 8))),
+    ("cogview4", "text2image", COGVIEW_EMBEDS | dict(negative_prompt_embeds=(1, 5, 24), output_type="latent")),
+    ("cogview4", "text2image", FLUX | dict(timesteps=[900.0, 500.5, 20.0])),
+    ("cogview4", "text2image", FLUX | dict(sigmas=[0.9, 0.5, 0.4, 0.1])),
     ("hunyuan", "text2image", HUNYUAN | dict(negative_prompt="sun", num_images_per_prompt=2, guidance_rescale=0.6)),
     ("hunyuan", "text2image", HUNYUAN | MICRO | dict(prompt=["red", "a cat on sun"], num_images_per_prompt=2)),
     ("hunyuan", "text2image", HUNYUAN | HUNYUAN_EMBEDS | dict(guidance_scale=1.0, width=112)),
@@ -164,6 +185,19 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("sana-1.5", "text2image", SANA | dict(height=96, num_inference_steps=3)),
     ("sana-1.5", "text2image", SANA | dict(timesteps=[950, 600, 100], num_inference_steps=3)),
     ("sana-1.5", "text2image", SANA | dict(sigmas=[0.9, 0.4])),
+    ("lumina", "text2image", LUMINA | dict(negative_prompt="Sun ", num_images_per_prompt=2, width=96)),
+    ("lumina", "text2image", LUMINA | dict(guidance_scale=1.0, latents=(1, 4, 8, 8), sigmas=[0.9, 0.4])),
+    ("lumina", "text2image", LUMINA | dict(height=96, scaling_watershed=0.5, proportional_attn=False)),
+    ("lumina", "text2image", LUMINA | dict(prompt=["Cat", "a red sun"], num_images_per_prompt=2)),
+    ("lumina", "text2image", LUMINA | SANA_EMBEDS | dict(output_type="latent")),
+    ("lumina2", "text2image", LUMINA2 | dict(negative_prompt="Sun ", num_images_per_prompt=2, width=96)),
+    ("lumina2", "text2image", LUMINA2 | dict(guidance_scale=1.0, latents=(1, 4, 8, 8), sigmas=[0.9, 0.4])),
+    ("lumina2", "text2image", LUMINA2 | dict(prompt=["Cat", "a red sun"], num_images_per_prompt=2)),
+    ("lumina2", "text2image", LUMINA2 | dict(cfg_trunc_ratio=0.5, cfg_normalization=False)),
+    ("lumina2", "text2image", LUMINA2 | dict(cfg_trunc_ratio=0.1, output_type="latent")),
+    ("lumina2", "text2image", dict(system_prompt=None)),
+    ("lumina2", "text2image", SANA_EMBEDS | dict(max_sequence_length=24)),
+    ("lumina2", "text2image", LUMINA2_EMBEDS),
     ("pixart-alpha-1024", "text2image", PIXART | dict(negative_prompt="sun", num_images_per_prompt=2, width=96)),
     ("pixart-sigma", "text2image", PIXART | dict(negative_prompt="sun", num_images_per_prompt=2, width=96)),
     (
@@ -187,6 +221,19 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("qwenimage", "image2image", QWEN | GENTLE | dict(image=tiny.photo(45, 70), width=48)),
     ("qwenimage", "inpaint", QWEN | GENTLE | CROP),
     ("qwenimage", "inpaint", QWEN | SIGMAS | dict(strength=1.0, num_images_per_prompt=2)),
+    ("z-image", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2, cfg_normalization=0.6)),
+    ("z-image", "text2image", Z_IMAGE | dict(guidance_scale=0.0, latents=(1, 4, 6, 8), width=32, height=24)),
+    ("z-image", "text2image", Z_IMAGE | dict(cfg_truncation=0.4, cfg_normalization=True, num_inference_steps=6)),
+    ("z-image", "text2image", Z_IMAGE | Z_EMBEDS | dict(num_images_per_prompt=2)),
+    ("z-image", "image2image", GENTLE | dict(num_images_per_prompt=2)),
+    ("z-image", "image2image", dict(image=tiny.photo(45, 70), latents=(1, 4, 16, 10), sigmas=[0.9, 0.7, 0.4, 0.1])),
+    ("z-image", "inpaint", dict(cfg_truncation=0.5, negative_prompt="sun", num_images_per_prompt=2)),
+    ("z-image", "inpaint", GENTLE | dict(latents=(1, 4, 16, 16))),
+    (
+        "z-image-shifted",
+        "text2image",
+        dict(height=48, width=64, prompt=["red", TOLD[2] * 20], negative_prompt=["", "a"]),
+    ),
     ("lcm", "text2image", dict(guidance_scale=3.0)),
     ("lcm", "image2image", dict(original_inference_steps=20)),
     ("xl", "text2image", {}),
@@ -223,7 +270,7 @@ def draw(value: Any) -> Any:
     """Shapes in CASES stand for random tensors; (1, width) is one of them too."""
     if (isinstance(value, tuple) and len(value) > 2) or (isinstance(value, tuple) and value[0] == 1):
         return torch.randn(value, generator=torch.Generator().manual_seed(len(value)))
-    return value
+    return list(value) if isinstance(value, list) else value  # some pipelines of the peer write into their prompts
 
 
 def picture(pipe: Any, task: str, changes: dict[str, Any]) -> np.ndarray:
@@ -259,6 +306,8 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
         ("auraflow", FLUX),
         ("ovis", OVIS),
         ("lcm", {}),
+        ("lumina", LUMINA),
+        ("lumina2", LUMINA2),
     ],
 )
 def test_callbacks_see_and_change_the_same(pair: Any, name: str, size: dict[str, int]) -> None:

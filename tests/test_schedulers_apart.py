@@ -15,6 +15,14 @@ from test_schedulers import SHAPE, STEPS, assert_same, network, noise_of, start
 diffusers = pytest.importorskip("diffusers")
 
 
+COGVIDEO = "CogVideoXDPMScheduler"  # remembers what was said
+SHIFTED = [
+    *[dict(prediction_type=kind, timestep_spacing=spacing) for kind in common.KINDS for spacing in common.SPACINGS],
+    common.ZERO_SNR | dict(snr_shift_scale=4.0),
+    dict(set_alpha_to_one=False, snr_shift_scale=1.0, beta_schedule="squaredcos_cap_v2"),
+]
+
+
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(5)
 
@@ -37,6 +45,35 @@ def ours(scheduler: Any, first: Tensor | None = None, begin: int = 0, end: int =
         x, x0 = solver.step(x, network(solver.scale(x, i), grid.timesteps[i]), i, noise)
         trail += [grid.timesteps[i].float(), x]
     return [*trail, x0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 30])
+@pytest.mark.parametrize("changes", SHIFTED, ids=str)
+def test_cogvideo(steps: int, changes: dict[str, Any]) -> None:
+    """What the step before gave is told to the peer's steps, and to ours in scripts; a run remembers it."""
+    trails: list[list[Tensor]] = []
+    for library in (diffusers, schedulers):
+        scheduler = getattr(library, COGVIDEO)(**changes)
+        scheduler.set_timesteps(steps)
+        x, trail, drawn, clean, before = start(), [], generator(), None, None
+        for t in scheduler.timesteps:
+            x, clean = scheduler.step(network(x, t), clean, t, before, x, generator=drawn)
+            trail += [t.float(), x]
+            before = t
+        trails.append([*trail, clean])
+    assert_same(*trails)
+    assert_same(trails[0], ours(getattr(schedulers, COGVIDEO)(**changes), steps=steps))
+
+
+def test_what_cogvideo_does_not_know() -> None:
+    scheduler = getattr(schedulers, COGVIDEO)()
+    with pytest.raises(ValueError, match="have no effect"):
+        scheduler.step(start(), None, 999, None, start(), eta=0.5)
+    made = scheduler.step(start(), None, 999, None, start(), generator=generator(), return_dict=True)
+    assert list(made) == ["prev_sample", "pred_original_sample"]
+    plain = schedulers.CogVideoXDDIMScheduler()
+    with pytest.raises(ValueError, match="CogVideoXDDIMScheduler"):
+        plain.step(start(), 999, start(), eta=0.5)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 30])
@@ -255,7 +292,7 @@ def test_jumps_of_no_length() -> None:
             schedulers.RePaintScheduler().grid(STEPS, **jumps)
 
 
-@pytest.mark.parametrize("name", common.APART)
+@pytest.mark.parametrize("name", [name for name in common.APART if name != COGVIDEO])
 def test_in_turns(name: str) -> None:
     """Two runs share one scheduler; a run in two windows is the run in one."""
     scheduler = getattr(schedulers, name)()

@@ -30,6 +30,8 @@ OURS = {
     "pixart-alpha": ("image2image", "inpaint"),
     "pixart-sigma": ("image2image", "inpaint"),
     "pixart-sigma-pag": ("image2image", "inpaint"),
+    "lumina": ("image2image", "inpaint"),
+    "lumina2": ("image2image", "inpaint"),
 }
 """Tasks of the rows that the peer has no class for."""
 CLASSES = sorted({cls.__name__ for table in (MAPPINGS, DECODERS) for rows in table.values() for cls in rows.values()})
@@ -62,6 +64,56 @@ def test_every_class_leads_where_the_peer_goes(class_name: str, task: str) -> No
     else:
         chosen = names.select(class_name, task)
         assert chosen.row.classes[task] == expected
+
+
+IGNORED = ("Combined", "Inpainting")
+"""Classes with these in their names the peer finds whatever add-ons are asked for, which it then passes over."""
+
+
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
+    """The class that the peer's AutoPipeline would load, by a checkpoint's class, task and options; None: an error."""
+    autos = {task: getattr(diffusers, name) for task, name in names.AUTO.items()}
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", classmethod(lambda cls, *_, **__: cls))
+
+    def ask(class_name: str, task: str, **options: Any) -> str | None:
+        said = classmethod(lambda cls, *_, **__: {"_class_name": class_name})
+        monkeypatch.setattr(autos[task], "load_config", said)
+        try:
+            return autos[task].from_pretrained("anywhere", **options).__name__
+        except ValueError:
+            return None
+
+    return ask
+
+
+CONTROLS = {
+    "": {},
+    "ControlNet": {"controlnet": object()},
+    "ControlNetUnion": {"controlnet": diffusers.ControlNetUnionModel.__new__(diffusers.ControlNetUnionModel)},
+}
+
+
+@pytest.mark.parametrize("pag", [False, True])
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("task", list(MAPPINGS))
+def test_every_class_with_every_option(peer: Callable[..., str | None], task: str, control: str, pag: bool) -> None:
+    """Where the peer finds a class, ours is the same; where it ignores an option, ours is an error, never silence."""
+    options = CONTROLS[control] | ({"enable_pag": True} if pag else {})
+    add = [*([control] if control else []), *(["PAG"] if pag else [])]
+    for class_name in CLASSES:
+        expected = peer(class_name, task, **options)
+        try:
+            chosen = names.select(class_name, task, add=add)
+        except ValueError:
+            ignored = expected == peer(class_name, task) and bool(add) and any(word in class_name for word in IGNORED)
+            assert expected is None or ignored or (pag and class_name == "FluxControlPipeline"), class_name
+        else:
+            here = names.whole(names.find(class_name))
+            assert here is not None
+            assert expected in (None, chosen.row.classes[task]), class_name
+            assert (chosen.task, chosen.row.family) == (task, here.row.family)
+            assert chosen.row.addons >= set(add)
 
 
 def index(folder: Path, **entries: Any) -> Path:

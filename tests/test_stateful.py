@@ -19,7 +19,7 @@ from test_schedulers import DPM, EULER, LACKS, NAMES, assert_same, config_of, ne
 diffusers = pytest.importorskip("diffusers")
 
 STEPS = 7
-UNLIKE = ["ScoreSdeVeScheduler"]  # has two kinds of step
+UNLIKE = ["ScoreSdeVeScheduler", "CogVideoXDPMScheduler"]  # steps of two kinds, or told more: test_schedulers_apart.py
 PUBLISHED = [name for name in NAMES if hasattr(diffusers, name) and name not in UNLIKE]
 BETAS = [name for name in PUBLISHED if "beta_schedule" in getattr(schedulers, name).defaults]
 LACKING = [("UnCLIPScheduler", "v_prediction")]

@@ -20,7 +20,7 @@ ORDER = [
     {"addons", "tasks"},
     {"families", "shipped"},
     {"names", "loading", "kinds", "samplers"},
-    {"selection"},
+    {"mapping", "selection"},
     {"inspection", "linked"},
     {"binding"},
     {"pipeline"},
@@ -110,3 +110,10 @@ def test_the_type_stub_is_current() -> None:
 
     for folder, text in ((SOURCE, stub.text()), (SOURCE / "schedulers", stub.schedulers_text())):
         assert (folder / "__init__.pyi").read_text("utf-8") == text, "run `python -m autopipeline.stub`"
+
+
+def test_the_page_of_families_is_current() -> None:
+    from autopipeline import mapping
+
+    page = Path(__file__).parents[1] / "docs" / "families.md"
+    assert page.read_text("utf-8") == mapping.markdown(), "run `autopipeline models --markdown > docs/families.md`"

@@ -286,6 +286,75 @@ def auraflow(folder: Path) -> Path:
     return folder
 
 
+COGVIEW = dict(
+    in_channels=4,
+    out_channels=4,
+    num_layers=2,
+    attention_head_dim=8,
+    num_attention_heads=3,
+    text_embed_dim=24,
+    time_embed_dim=12,
+    condition_dim=6,
+    pos_embed_max_size=13,
+    sample_size=16,
+)
+
+
+def cogview3(folder: Path) -> Path:
+    """CogView3-Plus in miniature, 8 pixels a token."""
+    import diffusers
+
+    pipe = diffusers.CogView3PlusPipeline(
+        transformer=redraw(diffusers.CogView3PlusTransformer2DModel(**COGVIEW), 1),
+        vae=redraw(diffusers.AutoencoderKL(**XL_VAE), 2),
+        text_encoder=t5_encoder(4),
+        tokenizer=t5_tokenizer(),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+            snr_shift_scale=4.0,
+        ),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def glm_tokenizer(length: int = 64) -> Any:
+    """GLM's tokenizer: words, begun by two marks, padded on the left."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<|endoftext|>", "[gMASK]", "<sop>", "a", "red", "cat", ",", "sun", "sea", "?"]
+    tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    marks = [(word, words.index(word)) for word in words[1:3]]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[gMASK] <sop> $A", special_tokens=marks)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=length, padding_side="left", pad_token=words[0], unk_token="?"
+    )
+
+
+def cogview4(folder: Path, cls: str = "CogView4Pipeline", **changes: Any) -> Path:
+    """CogView4 in miniature, 8 pixels a token."""
+    import diffusers
+    from transformers import GlmConfig, GlmModel
+
+    sizes = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=3, head_dim=8)
+    glm = GlmModel(GlmConfig(vocab_size=10, num_key_value_heads=1, pad_token_id=0, eos_token_id=0, **sizes))
+    pipe = getattr(diffusers, cls)(
+        transformer=redraw(diffusers.CogView4Transformer2DModel(**COGVIEW | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**XL_VAE), 2),
+        text_encoder=redraw(glm, 4),
+        tokenizer=glm_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, time_shift_type="linear"
+        ),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 BERT_WORDS = [
     "[PAD]",
     "[UNK]",
@@ -446,6 +515,67 @@ def sana(folder: Path, **changes: Any) -> Path:
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         if flow
         else diffusers.DPMSolverMultistepScheduler(**FLOW_DPM),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+LUMINA = dict(
+    sample_size=8,
+    hidden_size=32,
+    num_layers=2,
+    num_attention_heads=4,
+    num_kv_heads=2,
+    multiple_of=16,
+    cross_attention_dim=24,
+)
+LUMINA2 = dict(
+    sample_size=8,
+    in_channels=4,
+    hidden_size=32,
+    num_layers=2,
+    num_refiner_layers=1,
+    num_attention_heads=2,
+    num_kv_heads=1,
+    multiple_of=16,
+    axes_dim_rope=(4, 6, 6),
+    cap_feat_dim=24,
+)
+
+
+def gemma(seed: int, **changes: Any) -> Any:
+    """Gemma in miniature."""
+    from transformers import GemmaConfig, GemmaModel
+
+    sizes = dict(vocab_size=384, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4)
+    return redraw(GemmaModel(GemmaConfig(**sizes | dict(num_key_value_heads=1, head_dim=8) | changes)), seed)
+
+
+def lumina(folder: Path, **changes: Any) -> Path:
+    """Lumina-Next in miniature; `changes` are keys of the transformer's config."""
+    import diffusers
+
+    pipe = diffusers.LuminaPipeline(
+        transformer=redraw(diffusers.LuminaNextDiT2DModel(**LUMINA | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**VAE), 2),
+        text_encoder=gemma(3),
+        tokenizer=gemma_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def lumina2(folder: Path, **changes: Any) -> Path:
+    """Lumina-Image 2.0 in miniature; `changes` are keys of the transformer's config."""
+    import diffusers
+
+    pipe = diffusers.Lumina2Pipeline(
+        transformer=redraw(diffusers.Lumina2Transformer2DModel(**LUMINA2 | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**VAE, shift_factor=0.11), 2),
+        text_encoder=gemma2(3),
+        tokenizer=gemma_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=6.0),
     )
     pipe.save_pretrained(folder)
     return folder

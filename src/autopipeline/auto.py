@@ -52,7 +52,8 @@ class _Auto:
         """
         if not isinstance(pipeline, DiffusionPipeline):
             raise TypeError(f"from_pipe takes a loaded pipeline, not {type(pipeline).__name__}.")
-        drop = [name for name, flag in (("ControlNet", "controlnet"), ("PAG", "enable_pag")) if _off(parts, flag)]
+        flags = (("ControlNet", "controlnet"), ("Inpaint", "controlnet"), ("PAG", "enable_pag"))
+        drop = [name for name, flag in flags if _off(parts, flag)]
         add = _addons(parts)
         chosen = names.select(type(pipeline).__name__, cls.task, add=add, drop=drop)
         for name in ("enable_pag", *(["controlnet"] if "ControlNet" in drop else [])):

@@ -34,6 +34,8 @@ NUMBERS = [  # and other single values
     "guidance_scale",
     "guidance_rescale",
     "true_cfg_scale",
+    "cfg_normalization",
+    "cfg_truncation",
     "max_sequence_length",
     "mu",
     "skip_layer_guidance_scale",

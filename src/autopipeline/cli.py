@@ -278,10 +278,14 @@ def inspect(model: str, as_json: bool, revision: str | None, variant: str | None
 
 @cli.command(**OPTIONS, short_help="List the families and their classes.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def models(as_json: bool) -> int:
+@click.option("--markdown", "as_page", is_flag=True, help="As a page with add-ons and stages, for documentation.")
+def models(as_json: bool, as_page: bool) -> int:
     """List the families and the class for each task; * marks what this version can run, + what diffusers lacks."""
-    from autopipeline import names, shipped
+    from autopipeline import mapping, names, shipped
 
+    if as_page:
+        click.echo(mapping.markdown(), nl=False)
+        return 0
     rows = names.rows()
     if as_json:
         table = [{"key": row.key, "built": row.built, "ours": list(row.ours), **row.classes} for row in rows]

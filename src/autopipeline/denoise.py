@@ -21,6 +21,7 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
     solver = stage.scheduler.solver(grid, eta=run.get("eta", 0.0))
     task = bind(stage, run)
     x = x0 = task.begin(solver, grid)
+    run.now = Moment(0, len(grid.timesteps) - grid.begin, grid.timesteps[grid.begin])
     cond = stage.condition(run, x)
     known = stage.guide(run).branches[: _blocks(cond, len(x))]  # the branches that there are rows for
     indices = grid.indices
@@ -86,19 +87,23 @@ def _variance(pred: Pred) -> dict[str, Tensor]:
 def _public(stage: Stage, cond: Cond, branches: tuple[str, ...], batch: int) -> dict[str, Tensor]:
     """Conditioning by the names that callbacks know; the rows of the negative branch once more by themselves."""
     named = {name: cond[own] for own, name in stage.public.items() if own in cond}
-    if stage.prompt_alone:
-        return {name: rows[-batch:] for name, rows in named.items()}
-    if branches[0] == "negative":
-        named |= {f"negative_{name}": rows[:batch] for name, rows in named.items()}
-    return named
+    negative = {f"negative_{name}": rows[:batch] for name, rows in named.items() if branches[0] == "negative"}
+    return negative | ({name: rows[-batch:] for name, rows in named.items()} if stage.prompt_alone else named)
 
 
 def _changed(stage: Stage, cond: Cond, changes: Mapping[str, Tensor], batch: int) -> Cond:
-    """The conditioning entries that a callback gave back; where it saw the prompt's rows alone, the others stay."""
-    given = {own: changes[name] for own, name in stage.public.items() if name in changes}
+    """The conditioning entries that a callback gave back; where it saw each branch by itself, the others stay."""
     if not stage.prompt_alone:
-        return given
-    return {own: torch.cat([cond[own][:-batch], rows.to(cond[own])]) for own, rows in given.items()}
+        return {own: changes[name] for own, name in stage.public.items() if name in changes}
+    made: Cond = {}
+    for own, name in ((own, name) for own, name in stage.public.items() if own in cond):
+        rows = cond[own]
+        if name in changes:
+            rows = torch.cat([rows[:-batch], changes[name].to(rows)])
+        if f"negative_{name}" in changes and len(rows) > batch:
+            rows = torch.cat([changes[f"negative_{name}"].to(rows), rows[batch:]])
+        made[own] = rows
+    return made
 
 
 @torch.no_grad()

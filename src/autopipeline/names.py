@@ -119,11 +119,11 @@ ROWS = (
     _row("flux2", "Flux2", "ti", image2image="Flux2Pipeline"),
     _row("ideogram4", "Ideogram4", "t"),
     _row("krea2", "Krea2", "t"),
-    _row("lumina", "Lumina", "t"),
-    _row("lumina2", "Lumina2", "t"),
+    _row("lumina", "Lumina", "t", ours="ip"),
+    _row("lumina2", "Lumina2", "t", ours="ip"),
     _row("chroma", "Chroma", "t"),
     _row("cogview3", "CogView3Plus", "t"),
-    _row("cogview4", "CogView4", "t"),
+    _row("cogview4", "CogView4", "t", ours="ip"),
     _row("glm_image", "GlmImage", "t"),
     _row("helios", "Helios", "t"),
     _row("helios-pyramid", "HeliosPyramid", "t"),
@@ -137,14 +137,7 @@ ROWS = (
     _row("qwenimage-layered", "QwenImageLayered", "i", image2image="QwenImageLayeredPipeline"),
     _row("z-image", _ZIMAGE, "tip"),
     _row("z-image-controlnet", _ZIMAGE, "t", "ControlNet", "z-image"),
-    _row(
-        "z-image-controlnet-inpaint",
-        _ZIMAGE,
-        "t",
-        "ControlNet",
-        "z-image",
-        text2image="ZImageControlNetInpaintPipeline",
-    ),
+    _row("z-image-controlnet-inpaint", _ZIMAGE, "t", "ControlNet Inpaint", "z-image"),
     _row("z-image-omni", "ZImageOmni", "t"),
     _row("ovis", "OvisImage", "t", ours="ip"),
     _row("prx", "PRX", "t"),
@@ -217,7 +210,9 @@ def select(class_name: object, task: str, add: Iterable[str] = (), drop: Iterabl
     here = whole(find(class_name))
     if here is None:
         raise ValueError(_unknown(class_name, task))
-    wanted = (here.row.addons - frozenset(drop)) | frozenset(add)
+    add = frozenset(add)
+    replaced = {"Control"} if "ControlNet" in add else set[str]()  # a Control checkpoint with a ControlNet is that
+    wanted = (here.row.addons - frozenset(drop) - replaced) | add
     for row in (here.row, *rows()):
         if row.family == here.row.family and row.addons == wanted and task in row.classes:
             return Coordinates(row, task)

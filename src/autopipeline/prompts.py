@@ -103,16 +103,22 @@ def long_tokens(tokenizer: Any, texts: list[str], length: int) -> Tensor:
     return tokenizer(texts, length)
 
 
-def foreign_tokens(tokenizer: Any, texts: list[str], length: int, **options: Any) -> tuple[Tensor, Tensor]:
+def foreign_tokens(
+    tokenizer: Any, texts: list[str], length: int, padding: str = "max_length", **options: Any
+) -> tuple[Tensor, Tensor]:
     """Token ids and mask (B, `length`) by a tokenizer of transformers; what does not fit is cut, with a warning.
 
-    Cut and padded here: asked to do so, such a tokenizer changes itself, which other threads would notice.
+    With the padding "longest", they are as long as the longest text. Cut and padded here: asked to do so, such a
+    tokenizer changes itself, which other threads would notice.
     """
-    ids, mask = torch.full((len(texts), length), tokenizer.pad_token_id), torch.zeros(len(texts), length).long()
-    for k, row in enumerate(tokenizer(texts, **options).input_ids):
+    rows: list[list[int]] = tokenizer(texts, **options).input_ids
+    for row in rows:
         _warn_of_cut(tokenizer.decode(row[length:]).strip() if len(row) > length else "", length)
-        count = min(len(row), length)
-        place = slice(length - count, None) if tokenizer.padding_side == "left" else slice(count)
+    width = length if padding == "max_length" else min(length, max(map(len, rows)))
+    ids, mask = torch.full((len(rows), width), tokenizer.pad_token_id), torch.zeros(len(rows), width).long()
+    for k, row in enumerate(rows):
+        count = min(len(row), width)
+        place = slice(width - count, None) if tokenizer.padding_side == "left" else slice(count)
         ids[k, place], mask[k, place] = torch.tensor(row[:count]), 1
     return ids, mask
 

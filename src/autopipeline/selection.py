@@ -76,7 +76,7 @@ def possible(configs: Mapping[str, Mapping[str, Any]], task: str) -> str | None:
         return None
     if not isinstance(channels, int) or not isinstance(latent, int):
         return f"Its configs give {channels!r} and {latent!r} as numbers of channels."
-    if channels in (4 * latent, 8 * latent) and "transformer" in configs:
+    if channels in (2 * latent, 4 * latent, 8 * latent) and "transformer" in configs:
         return None
     if channels == 2 * latent + 1:
         made = f"Its denoising network takes {channels} channels: it was made for inpainting"

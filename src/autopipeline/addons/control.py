@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +49,12 @@ class Beside:
         self.rows |= {own: tensors[name] for own, name in self.shown.items() if name in tensors}
 
 
-def attach(family: Family) -> Family:
-    """The family with a `control_image`, whose latents the network takes beside x."""
+def attach(family: Family, drawn: bool = True) -> Family:
+    """The family with a `control_image`, whose latents (`drawn`, or the likeliest) the network takes beside x."""
 
     def beside(task: Task) -> Task:
         def bound(stage: Stage, run: Run) -> BoundTask:
-            return Beside(task(stage, run), lambda: {NAME: latents(stage, run, run[NAME])}, {})
+            return Beside(task(stage, run), lambda: {NAME: latents(stage, run, run[NAME], drawn)}, {})
 
         return bound
 
@@ -87,11 +87,26 @@ def pixels(stage: Stage, run: Run, image: Any) -> Tensor:
     return x.repeat_interleave(run.batch // len(x), 0).to(stage.device)
 
 
-def latents(stage: Stage, run: Run, image: Any) -> Tensor:
+def latents(stage: Stage, run: Run, image: Any, drawn: bool = True) -> Tensor:
     """Latents of the pictures, each with a posterior of its own, in the layout of x; latents are left alone."""
     x = pixels(stage, run, image)
-    made = stage.space.encode(x, run.random) if x.ndim == 4 and x.shape[1] == 3 else stage.space.pack(x)
+    made = (
+        stage.space.encode(x, run.random if drawn else None) if x.ndim == 4 and x.shape[1] == 3 else stage.space.pack(x)
+    )
     shape = stage.space.shape(run, run["height"], run["width"])
     if tuple(made.shape) != tuple(shape):
         raise ValueError(f"{NAME} has latents of {tuple(made.shape[1:])}; this call needs {tuple(shape[1:])}.")
     return made.to(stage.dtype)
+
+
+def sized(args: dict[str, Any], pictures: Iterable[Any]) -> dict[str, Any]:
+    """The arguments with the size of control pictures that are tensors, as these are taken as they are."""
+    read = dict(args)
+    for picture in pictures:
+        if isinstance(picture, Tensor) and picture.ndim == 4 and picture.shape[1] == 3:
+            for side, length in zip(("height", "width"), picture.shape[-2:], strict=True):
+                if read[side] not in (None, length):
+                    why = f"A tensor as {NAME} is taken as it is"
+                    raise ValueError(f"{why}: {side}={read[side]} is not {length}.")
+                read[side] = length
+    return read

@@ -88,14 +88,7 @@ def _read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
         count = len(given)
     pictures = controlnet.pictures(given, control.NAME, count)
     read = {name: value for name, value in args.items() if name != control.NAME} | pictures
-    for picture in pictures.values():
-        if isinstance(picture, Tensor) and picture.ndim == 4 and picture.shape[1] == 3:
-            for side, length in zip(("height", "width"), picture.shape[-2:], strict=True):
-                if read[side] not in (None, length):
-                    why = f"A tensor as {control.NAME} is taken as it is"
-                    raise ValueError(f"{why}: {side}={read[side]} is not {length}.")
-                read[side] = length
-    return read
+    return control.sized(read, pictures.values())
 
 
 def _parts(given: Any, args: Mapping[str, Any]) -> list[Part]:

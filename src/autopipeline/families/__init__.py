@@ -22,6 +22,8 @@ BUILT = {
     "chroma": "autopipeline.families.chroma",
     "auraflow": "autopipeline.families.auraflow",
     "ovis": "autopipeline.families.ovis",
+    "cogview3": "autopipeline.families.cogview3",
+    "cogview4": "autopipeline.families.cogview4",
     "hunyuan": "autopipeline.families.hunyuan",
     "sana": "autopipeline.families.sana",
     "pixart-alpha": "autopipeline.families.pixart_alpha",
@@ -29,10 +31,14 @@ BUILT = {
     "qwenimage": "autopipeline.families.qwenimage",
     "qwenimage-edit": "autopipeline.families.qwenimage_edit",
     "qwenimage-edit-plus": "autopipeline.families.qwenimage_edit_plus",
+    "z-image": "autopipeline.families.z_image",
+    "lumina": "autopipeline.families.lumina",
+    "lumina2": "autopipeline.families.lumina2",
 }
 """Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 
 ADDONS = {
+    "cogview4": ("Control",),
     "flux": ("Control", "ControlNet"),
     "hunyuan": ("PAG",),
     "sana": ("PAG",),
@@ -41,6 +47,7 @@ ADDONS = {
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),
+    "z-image": ("ControlNet", "Inpaint"),
 }
 """Family key -> the add-ons that it has tables of tasks for."""
 

@@ -105,9 +105,8 @@ def encode(components: Components, texts: list[str], length: int) -> Texts:
     if encoder is None or tokenizer is None:
         raise ValueError("This checkpoint has no text_encoder with a tokenizer; pass prompt_embeds.")
     whole = [f"{BEFORE}{text}{AFTER}" for text in texts]
-    ids, mask = prompts.foreign_tokens(tokenizer, whole, length + INSTRUCTION)
-    used = mask.any(0)
-    return states(encoder, dict(input_ids=ids[:, used], attention_mask=mask[:, used]), INSTRUCTION)
+    ids, mask = prompts.foreign_tokens(tokenizer, whole, length + INSTRUCTION, "longest")
+    return states(encoder, dict(input_ids=ids, attention_mask=mask), INSTRUCTION)
 
 
 def states(encoder: Any, inputs: Mapping[str, Any], skip: int) -> Texts:

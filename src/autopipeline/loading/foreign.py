@@ -26,6 +26,7 @@ CLASSES = frozenset(
         "Qwen3VLForConditionalGeneration",
         "Qwen3VLModel",
         "Qwen3VLProcessor",
+        "TokenizersBackend",
     }
 )
 """Class names in model_index.json that are taken from transformers as they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -42,7 +43,6 @@ class Qwen2VLProcessor:
         for text in texts:
             first, *rest = text.split(self.mark)
             whole.append(first + "".join(self.mark * next(counts) + part for part in rest))
-        longest = max(len(row) for row in self.tokenizer(whole).input_ids)
-        ids, mask = prompts.foreign_tokens(self.tokenizer, whole, longest)
+        ids, mask = prompts.foreign_tokens(self.tokenizer, whole, sys.maxsize, "longest")
         looks: Tensor = torch.as_tensor(seen["pixel_values"])
         return dict(input_ids=ids, attention_mask=mask, pixel_values=looks, image_grid_thw=grids)

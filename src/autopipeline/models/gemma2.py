@@ -1,4 +1,4 @@
-"""Gemma 2 (Riviere et al. 2024) as an encoder of texts: what it knows after its last layer, token by token.
+"""Gemma (Mesnard et al. 2024) and Gemma 2 (Riviere et al. 2024) as encoders of texts: what they know of each token.
 
 Shapes: B texts, L tokens, D width, H heads.
 """
@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
 from autopipeline.models.network import Network
+
+APPROXIMATIONS = {"gelu": "none", "gelu_pytorch_tanh": "tanh"}
+"""Of the perceptron's function, by its name in a config."""
 
 
 class Norm(nn.Module):
@@ -29,12 +32,12 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Several heads of queries share one of keys and values; no score leaves -cap..cap."""
+    """Several heads of queries share one of keys and values; with Gemma 2 no score leaves -cap..cap."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.size, self.cap = config.head_dim, config.attn_logit_softcapping
-        self.scale = config.query_pre_attn_scalar**-0.5
+        self.size, self.cap = config.head_dim, config.get("attn_logit_softcapping")
+        self.scale = (config.get("query_pre_attn_scalar") or self.size) ** -0.5
         width, bias = config.hidden_size, config.attention_bias
         heads, shared = config.num_attention_heads * self.size, config.num_key_value_heads * self.size
         self.q_proj = nn.Linear(width, heads, bias=bias)
@@ -66,18 +69,35 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Perceptron(nn.Module):
     """A wide layer with a gate, and back."""
 
-    def __init__(self, width: int, inner: int) -> None:
+    def __init__(self, width: int, inner: int, approximate: str = "tanh") -> None:
         super().__init__()
+        self.approximate = approximate
         self.gate_proj, self.up_proj = (nn.Linear(width, inner, bias=False) for _ in range(2))
         self.down_proj = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        return self.down_proj(functional.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+        return self.down_proj(functional.gelu(self.gate_proj(x), approximate=self.approximate) * self.up_proj(x))
+
+
+class PlainLayer(nn.Module):
+    """Gemma's: attention and perceptron, each with a norm before."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config)
+        self.mlp = Perceptron(width, config.intermediate_size, APPROXIMATIONS[config.hidden_act])
+        self.input_layernorm, self.post_attention_layernorm = Norm(width, eps), Norm(width, eps)
+
+    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor], seen: Tensor) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
+        x = x + self.self_attn(self.input_layernorm(x), turns, seen)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Layer(nn.Module):
-    """Attention and perceptron, each with a norm before and after."""
+    """Gemma 2's: attention and perceptron, each with a norm before and after."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -93,10 +113,80 @@ class Layer(nn.Module):
         return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
-class Gemma2Model(Network):
-    """Gemma 2 without its head; every second layer sees only the nearest tokens."""
+class Decoder(Network):
+    """What both share: a language model without its head."""
 
     library = "transformers"
+
+    embed_tokens: nn.Embedding
+    layers: nn.ModuleList
+    norm: Norm
+
+    def forward(self, ids: Tensor, mask: Tensor, skip: int = 0) -> Tensor:
+        """Encode token ids (B, L) to (B, L, D), after the final norm; where the mask (B, L) is 0 nobody looks.
+
+        `skip` leaves out so many of the last layers, and the norm with them.
+        """
+        x = self.embed_tokens(ids)
+        x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype)
+        places = torch.arange(ids.shape[1], device=ids.device)
+        back = places[:, None] - places
+        every = (back >= 0) & (mask[:, None, None] > 0)
+        near = every & (back < self.config.get("sliding_window", len(places)))
+        turns = self._turns(places, x.dtype)
+        for k, layer in enumerate(self.layers[: len(self.layers) - skip]):
+            x = layer(x, turns, near if self._slides(k) else every)
+        return x if skip else self.norm(x)
+
+    def _slides(self, k: int) -> bool:
+        kinds = self.config.get("layer_types")
+        return k % 2 == 0 if kinds is None else kinds[k] == "sliding_attention"
+
+    def _turns(self, places: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        size = self.config.head_dim
+        theta = (self.config.rope_parameters or {}).get("rope_theta", self.config.rope_theta)
+        rates = theta ** -(torch.arange(0, size, 2, device=places.device).float() / size)
+        angles = places[:, None].float() * rates
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    @classmethod
+    def renamed(cls, key: str) -> str | None:
+        """Whole language models have a head, and a name before the rest."""
+        return None if key.startswith("lm_head.") else key.removeprefix("model.")
+
+
+class GemmaModel(Decoder):
+    """Gemma without its head."""
+
+    def __init__(
+        self,
+        vocab_size: int = 256000,
+        hidden_size: int = 3072,
+        intermediate_size: int = 24576,
+        num_hidden_layers: int = 28,
+        num_attention_heads: int = 16,
+        num_key_value_heads: int = 16,
+        head_dim: int = 256,
+        hidden_act: str = "gelu_pytorch_tanh",
+        rms_norm_eps: float = 1e-6,
+        attention_bias: bool = False,
+        rope_theta: float = 10000.0,
+        rope_parameters: dict[str, Any] | None = None,
+        use_bidirectional_attention: bool | None = None,
+    ) -> None:
+        kind = (rope_parameters or {}).get("rope_type", "default")
+        if hidden_act not in APPROXIMATIONS or kind != "default" or use_bidirectional_attention:
+            raise CheckpointError(
+                f"Gemma with hidden_act={hidden_act!r}, rope_type={kind!r} and "
+                f"use_bidirectional_attention={use_bidirectional_attention} is not supported."
+            )
+        self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
+        self.layers = nn.ModuleList([PlainLayer(self.config) for _ in range(num_hidden_layers)])
+        self.norm = Norm(hidden_size, rms_norm_eps)
+
+
+class Gemma2Model(Decoder):
+    """Gemma 2 without its head; every second layer sees only the nearest tokens."""
 
     def __init__(
         self,
@@ -124,32 +214,3 @@ class Gemma2Model(Network):
         self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
         self.layers = nn.ModuleList([Layer(self.config) for _ in range(num_hidden_layers)])
         self.norm = Norm(hidden_size, rms_norm_eps)
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Encode token ids (B, L) to (B, L, D), after the final norm; where the mask (B, L) is 0 nobody looks."""
-        x = self.embed_tokens(ids)
-        x = x * torch.tensor(self.config.hidden_size**0.5, dtype=x.dtype)
-        places = torch.arange(ids.shape[1], device=ids.device)
-        back = places[:, None] - places
-        every = (back >= 0) & (mask[:, None, None] > 0)
-        near = every & (back < self.config.sliding_window)
-        turns = self._turns(places, x.dtype)
-        for k, layer in enumerate(self.layers):
-            x = layer(x, turns, near if self._slides(k) else every)
-        return self.norm(x)
-
-    def _slides(self, k: int) -> bool:
-        kinds = self.config.layer_types
-        return k % 2 == 0 if kinds is None else kinds[k] == "sliding_attention"
-
-    def _turns(self, places: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        size = self.config.head_dim
-        theta = (self.config.rope_parameters or {}).get("rope_theta", self.config.rope_theta)
-        rates = theta ** -(torch.arange(0, size, 2, device=places.device).float() / size)
-        angles = places[:, None].float() * rates
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-    @classmethod
-    def renamed(cls, key: str) -> str | None:
-        """Whole language models have a head, and a name before the rest."""
-        return None if key.startswith("lm_head.") else key.removeprefix("model.")

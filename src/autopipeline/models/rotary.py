@@ -28,6 +28,13 @@ def turn(x: Tensor, table: Tensor) -> Tensor:
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).to(x.dtype)
 
 
+def turn_halves(x: Tensor, table: Tensor) -> Tensor:
+    """The same where a channel of x (B, heads, L, D) is paired with the one D / 2 further on."""
+    cos, sin = table[:, None].unbind(-1)  # (B, 1, L, D / 2)
+    a, b = x.float().chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
 def grid_places(height: int, width: int, first: int = 0) -> Tensor:
     """Places (height * width, 3) of a picture's tokens, row by row: `first`, row, column."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

@@ -10,7 +10,8 @@ from typing import Any
 
 _NAMED = {
     "continuous": "CMStochasticIterative DDPMWuerstchen IPNDM ScoreSdeVe",
-    "discrete": "DDIM DDIMInverse DDIMParallel DDPM DDPMParallel LCM PNDM RePaint TCD UnCLIP",
+    "discrete": "CogVideoXDDIM CogVideoXDPM DDIM DDIMInverse DDIMParallel DDPM DDPMParallel LCM PNDM RePaint TCD "
+    "UnCLIP",
     "edm": "CosineDPMSolverMultistep EDMDPMSolverMultistep EDMEuler",
     "exploding": "DPMPP2SAncestral DPMPP3MSDE DPMSolverSDE EulerAncestralDiscrete EulerDiscrete HeunDiscrete "
     "KDPM2AncestralDiscrete KDPM2Discrete LMSDiscrete Restart",

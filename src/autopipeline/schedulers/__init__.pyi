@@ -4,6 +4,8 @@ from autopipeline.schedulers.named.continuous import CMStochasticIterativeSchedu
 from autopipeline.schedulers.named.continuous import DDPMWuerstchenScheduler as DDPMWuerstchenScheduler
 from autopipeline.schedulers.named.continuous import IPNDMScheduler as IPNDMScheduler
 from autopipeline.schedulers.named.continuous import ScoreSdeVeScheduler as ScoreSdeVeScheduler
+from autopipeline.schedulers.named.discrete import CogVideoXDDIMScheduler as CogVideoXDDIMScheduler
+from autopipeline.schedulers.named.discrete import CogVideoXDPMScheduler as CogVideoXDPMScheduler
 from autopipeline.schedulers.named.discrete import DDIMInverseScheduler as DDIMInverseScheduler
 from autopipeline.schedulers.named.discrete import DDIMParallelScheduler as DDIMParallelScheduler
 from autopipeline.schedulers.named.discrete import DDIMScheduler as DDIMScheduler

@@ -52,6 +52,10 @@ class Call(NamedTuple):
 CLEAN, DENOISED = "pred_original_sample", "denoised"
 CALLS: Mapping[str, Call] = {
     "DDIM": Call("eta use_clipped_model_output generator variance_noise return_dict", "", CLEAN, at_any_time=True),
+    "CogVideoXDDIM": Call(
+        "eta use_clipped_model_output generator variance_noise return_dict", "", CLEAN, at_any_time=True
+    ),
+    "CogVideoXDPM": Call(gives=CLEAN, at_any_time=True),
     "DDIMInverse": Call("return_dict", "", CLEAN, at_any_time=True),
     "DDPM": Call(grid="timesteps", gives=CLEAN, at_any_time=True),
     "DDPMWuerstchen": Call(grid="num_inference_steps timesteps device"),

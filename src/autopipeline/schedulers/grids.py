@@ -28,7 +28,8 @@ def betas(config: Config) -> Tensor:
     if kind == "linear":
         return torch.linspace(low, high, count)
     if kind == "scaled_linear":
-        return torch.linspace(low**0.5, high**0.5, count) ** 2
+        exact = torch.float64 if "snr_shift_scale" in config else torch.float32  # the last signal is next to nothing
+        return torch.linspace(low**0.5, high**0.5, count, dtype=exact) ** 2
     if kind == "sigmoid":
         return torch.linspace(-6, 6, count).sigmoid() * (high - low) + low
     bars: dict[str, Callable[[float], float]] = {
@@ -42,10 +43,13 @@ def betas(config: Config) -> Tensor:
 def alphas_cumprod(config: Config, floor: float | None = None) -> Tensor:
     """Share of signal (squared) left after each training step, (T,).
 
+    With `snr_shift_scale`, signal over noise is divided by that (Zheng et al. 2024).
     With `rescale_betas_zero_snr` the last step is noise alone (Lin et al. 2023, algorithm 1); `floor` keeps it from
     being exactly that where a solver divides by it.
     """
     product = (1 - betas(config)).cumprod(0)
+    scale = config.get("snr_shift_scale", 1.0)
+    product = product if scale == 1 else product / (scale + (1 - scale) * product)
     if not config.get("rescale_betas_zero_snr"):
         return product
     root = product.sqrt()

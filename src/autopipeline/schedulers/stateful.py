@@ -352,6 +352,6 @@ def _of_training(config: Mapping[str, Any], name: str, on_sigmas: bool) -> Tenso
     if name == "final_alpha_cumprod":
         return torch.tensor(1.0) if config.get("set_alpha_to_one", True) else product[0]
     betas = grids.betas(config)
-    if config.get("rescale_betas_zero_snr"):
+    if config.get("rescale_betas_zero_snr") and "snr_shift_scale" not in config:
         betas = 1 - torch.cat([product[:1], product[1:] / product[:-1]])
     return betas if name == "betas" else 1 - betas

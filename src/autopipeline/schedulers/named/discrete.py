@@ -16,6 +16,7 @@ from autopipeline.schedulers.grids import Array
 from autopipeline.schedulers.named.keys import BETAS, LATENT, RESCALED, THRESHOLD
 from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver, Steps
 from autopipeline.schedulers.solvers import discrete
+from autopipeline.schedulers.stateful import Output, drawn
 
 
 class _OnTrainingSteps(Scheduler):
@@ -37,6 +38,54 @@ class DDIMScheduler(_OnTrainingSteps):
     )
     solver_class = discrete.DDIM
     takes_eta = True
+
+
+class CogVideoXDDIMScheduler(_OnTrainingSteps):
+    """DDIM with less signal at each step than the betas say (Zheng et al. 2024)."""
+
+    defaults = (
+        LATENT
+        | dict(beta_schedule="scaled_linear", clip_sample=True, set_alpha_to_one=True, steps_offset=0)
+        | dict(prediction_type="epsilon", clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading")
+        | dict(**RESCALED, snr_shift_scale=3.0)
+    )
+    solver_class = discrete.CogVideoXDDIM
+    choices = Scheduler.choices | dict(
+        beta_schedule=("linear", "scaled_linear", "squaredcos_cap_v2"),
+        prediction_type=("epsilon", "sample", "v_prediction"),
+    )
+
+
+class CogVideoXDPMScheduler(CogVideoXDDIMScheduler):
+    """SDE-DPM-Solver++ (Lu et al. 2022b) on the same steps; scripts tell a step what the one before gave."""
+
+    solver_class = discrete.CogVideoXDPM
+
+    def step(  # type: ignore[override]
+        self,
+        model_output: Tensor,
+        old_pred_original_sample: Tensor | None,
+        timestep: Any,
+        timestep_back: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: Any = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        """One step from a time, knowing the time before it and the clean sample that was predicted there."""
+        if eta or use_clipped_model_output or variance_noise is not None:
+            raise ValueError(
+                "eta, use_clipped_model_output and variance_noise have no effect on CogVideoXDPMScheduler."
+            )
+        told = [float(t) for t in (timestep_back, timestep) if t is not None]
+        solver = self.solver(replace(self.walk.grid, timesteps=torch.tensor(told)))
+        if old_pred_original_sample is not None and timestep_back is not None:
+            solver.said = [old_pred_original_sample.float()]
+        made = solver.step(sample, model_output, len(told) - 1, lambda: drawn(sample, generator))
+        values = dict(prev_sample=made.x, pred_original_sample=made.x0)
+        return Output(values) if return_dict else tuple(values.values())
 
 
 class DDPMScheduler(_OnTrainingSteps):

@@ -81,6 +81,44 @@ class DDIMInverse(DDIM):
         return share.sqrt(), (1 - share).sqrt()
 
 
+class CogVideoXDDIM(DDIM):
+    """DDIM whose configuration speaks of limits and noise, but that knows neither."""
+
+    fixed = Solver.fixed | dict(clip_sample=False)
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
+        """Without fresh noise."""
+        if self.eta:
+            raise ValueError(f"eta={self.eta} has no effect with CogVideoXDDIMScheduler; it belongs to DDIMScheduler.")
+        return super().advance(x, pred, i, noise, variance)
+
+
+class CogVideoXDPM(CogVideoXDDIM):
+    """SDE-DPM-Solver++ (2M; Lu et al. 2022b) over the strides of DDIM.
+
+    From its second step on it draws twice and takes the second draw, as users of a seed know it.
+    """
+
+    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
+        """The first step and the one to the clean sample are of first order."""
+        here, there = self.shares(i)
+        x0, drawn, width = self.denoised(x, pred, i), noise(), depth(there) - depth(here)
+        lead = x0
+        if self.said and self.times[i] >= self.stride:
+            before = depth(here) - depth(self.signal(self.times[i - 1]))
+            lead, drawn = x0 + (x0 - self.said[-1]) * (width / before / 2), noise()
+        self.said = [x0]
+        shrunk = ((1 - there) / (1 - here)).sqrt() * (-width).exp()
+        return shrunk * x - (-2 * width).expm1() * there.sqrt() * lead + (
+            (1 - there) * -(-2 * width).expm1()
+        ).sqrt() * drawn, x0
+
+
+def depth(share: Tensor) -> Tensor:
+    """Half the logarithm of signal over noise."""
+    return (share / (1 - share)).log() / 2
+
+
 class DDPM(Discrete):
     """Ho et al. 2020, eq. 7, with the variances of Nichol & Dhariwal 2021."""
 
