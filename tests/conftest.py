@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
@@ -15,6 +15,7 @@ import torch
 
 import language
 import patched
+import qwenimage
 import tiny
 
 torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny networks gain nothing from more
@@ -45,6 +46,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "ideogram4": patched.ideogram4,
     "chroma": tiny.chroma,
     "auraflow": tiny.auraflow,
+    "ovis": language.ovis,
     "cogview3": tiny.cogview3,
     "cogview4": tiny.cogview4,
     "cogview4-control": lambda folder: tiny.cogview4(folder, "CogView4ControlPipeline", in_channels=8),
@@ -61,6 +63,9 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "lumina": tiny.lumina,
     "lumina2": tiny.lumina2,
     "lcm": tiny.lcm,
+    "qwenimage": qwenimage.checkpoint,
+    "qwenimage-edit": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPipeline"),
+    "qwenimage-edit-plus": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPlusPipeline", zero_cond_t=True),
     "z-image": language.z_image,
     "z-image-shifted": lambda folder: language.z_image(folder, shift=tiny.FLUX_SHIFT),
 }
@@ -77,3 +82,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def small_edits() -> Iterator[None]:
+    """Qwen-Image-Edit scales its pictures to few pixels, not to a million."""
+    from autopipeline.families import qwenimage_edit, qwenimage_edit_plus
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qwenimage_edit, "AREA", 64 * 64)
+        patch.setattr(qwenimage_edit_plus, "SEEN", 64 * 64)
+        yield

@@ -32,18 +32,23 @@ FOLDERS = {
     "ideogram4": "ideogram4",
     "chroma": "chroma",
     "auraflow": "auraflow",
+    "ovis": "ovis",
     "cogview3": "cogview3",
     "cogview4": "cogview4",
     "hunyuan": "hunyuan",
     "pixart-alpha": "pixart-alpha",
     "pixart-sigma": "pixart-sigma",
     "sana": "sana",
+    "qwenimage": "qwenimage",
+    "qwenimage-edit": "qwenimage-edit",
+    "qwenimage-edit-plus": "qwenimage-edit-plus",
     "z-image": "z-image",
     "lumina": "lumina",
     "lumina2": "lumina2",
 }
 SMALL = dict(height=32, width=32, max_sequence_length=16)
 PIXART = dict(max_sequence_length=16, clean_caption=False, use_resolution_binning=False)
+QWEN = dict(height=32, width=32, true_cfg_scale=3.0, negative_prompt="sun")
 CALLS: dict[str, dict[str, Any]] = {
     "flux": SMALL,
     "flux-kontext": SMALL | dict(max_area=32 * 32, _auto_resize=False),
@@ -52,11 +57,15 @@ CALLS: dict[str, dict[str, Any]] = {
     "ideogram4": SMALL | dict(guidance_scale=4.0, guidance_schedule=None),
     "chroma": SMALL,
     "auraflow": SMALL,
-    "cogview3": SMALL,
-    "cogview4": SMALL,
+    "ovis": SMALL | dict(max_sequence_length=40),
     "hunyuan": dict(use_resolution_binning=False),
     "pixart-alpha": PIXART,
     "pixart-sigma": PIXART,
+    "qwenimage": QWEN,
+    "qwenimage-edit": QWEN,
+    "qwenimage-edit-plus": QWEN,
+    "cogview3": SMALL,
+    "cogview4": SMALL,
     "z-image": SMALL,
     "lumina": dict(max_sequence_length=16, clean_caption=False),
     "lumina2": dict(max_sequence_length=24, system_prompt="sun"),
@@ -74,6 +83,12 @@ CALL = dict(prompt="red cat", num_inference_steps=4, output_type="np")
 
 def test_every_built_family_is_tried() -> None:
     assert {key for key, _ in CASES} == set(FOLDERS) == set(families.BUILT)
+
+
+pytestmark = [
+    pytest.mark.usefixtures("small_edits"),
+    pytest.mark.filterwarnings("ignore:.*has no effect on inpainting:UserWarning"),  # a size that follows the picture
+]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +110,12 @@ def arguments(pipe: Any, task: str) -> dict[str, Any]:
     own = {name: value for name, value in CALLS.get(pipe.family.key, {}).items() if name in params}
     strength = {"strength": 0.75} if "strength" in params else {}
     return CALL | tiny.inputs(task) | strength | own | dict(seed=7)
+
+
+def scale_of(pipe: Any) -> str:
+    """The number that says how strong guidance is."""
+    params = next(iter(pipe.family.tasks.values())).params
+    return "true_cfg_scale" if params["guidance_scale"] is None else "guidance_scale"
 
 
 def call(pipe: Any, task: str, **changes: Any) -> np.ndarray:
@@ -127,10 +148,12 @@ def test_one_seed_counts_up_over_the_pictures(load: Any, key: str, task: str) ->
 @pytest.mark.parametrize(("key", "task"), CASES)
 def test_numbers_may_be_lists(load: Any, key: str, task: str) -> None:
     pipe = load(key, task)
-    lists = dict(num_inference_steps=[3, 5], guidance_scale=[4.0, 1.5])
-    both = call(pipe, task, prompt=["red cat", "sun"], seed=[7, 9], **lists)
-    first = call(pipe, task, num_inference_steps=3, guidance_scale=4.0)
-    second = call(pipe, task, prompt="sun", seed=9, num_inference_steps=5, guidance_scale=1.5)
+    scale = scale_of(pipe)
+    both = call(
+        pipe, task, prompt=["red cat", "sun"], seed=[7, 9], **{"num_inference_steps": [3, 5], scale: [4.0, 1.5]}
+    )
+    first = call(pipe, task, **{"num_inference_steps": 3, scale: 4.0})
+    second = call(pipe, task, prompt="sun", seed=9, **{"num_inference_steps": 5, scale: 1.5})
     assert np.allclose(both, np.concatenate([first, second]), atol=2e-4)
 
 
@@ -223,10 +246,11 @@ def test_stream_ends_with_the_result(load: Any, key: str, task: str) -> None:
 
 @pytest.mark.parametrize("key", list(FOLDERS))
 def test_eight_threads_on_one_pipeline(load: Any, key: str) -> None:
-    pipe = load(key, "text2image")
+    pipe = load(key, next(iter(families.load(key).tasks)))
+    scale = scale_of(pipe)
     sizes = [(64, 64), (64, 96), (80, 64), (64, 64)] * 2
     jobs: list[dict[str, Any]] = [
-        dict(prompt=f"red cat {k}", seed=k, num_inference_steps=2 + k % 4, height=h, width=w, guidance_scale=1.0 + k)
+        dict(prompt=f"red cat {k}", seed=k, num_inference_steps=2 + k % 4, height=h, width=w) | {scale: 1.5 + k}
         for k, (h, w) in enumerate(sizes)
     ]
     tasks = list(families.load(key).tasks) * 8

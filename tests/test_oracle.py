@@ -72,6 +72,10 @@ FLUX2 = dict(height=32, width=32, max_sequence_length=64, text_encoder_out_layer
 FLUX2_EMBEDS = dict(height=32, width=32, prompt=None, prompt_embeds=(1, 9, 48))
 IDEOGRAM4 = dict(height=32, width=40, guidance_scale=3.0, guidance_schedule=None, max_sequence_length=64)
 AURA_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), prompt_attention_mask=(1, 9, 1))
+OVIS = FLUX | dict(max_sequence_length=40)
+OVIS_EMBEDS = OVIS | dict(
+    prompt=None, prompt_embeds=(1, 9, 24), negative_prompt=None, negative_prompt_embeds=(1, 4, 24)
+)
 HUNYUAN = dict(height=64, width=64, use_resolution_binning=False)
 HUNYUAN_EMBEDS = dict(
     prompt=None,
@@ -90,6 +94,14 @@ Z_EMBEDS = dict(
 MICRO = dict(original_size=(32, 48), crops_coords_top_left=(5, 9), target_size=(64, 72))
 NEGATIVE_MICRO = dict(
     negative_original_size=(24, 32), negative_crops_coords_top_left=(3, 1), negative_target_size=(72, 56)
+)
+QWEN = dict(height=32, width=32, negative_prompt="sun", true_cfg_scale=3.0)
+QWEN_EMBEDS = dict(
+    prompt=None,
+    negative_prompt=None,
+    prompt_embeds=(1, 9, 24),
+    negative_prompt_embeds=(1, 6, 24),
+    prompt_embeds_mask=torch.arange(9)[None] < 7,
 )
 CROP = dict(padding_mask_crop=4, output_type="pil", image=tiny.photo(120, 90), mask_image=tiny.mask(120, 90))
 
@@ -162,6 +174,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("auraflow", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
     ("auraflow", "text2image", FLUX | dict(guidance_scale=1.0, width=72, sigmas=[1.0, 0.5])),
     ("auraflow", "text2image", AURA_EMBEDS | dict(negative_prompt="a sun")),
+    ("ovis", "text2image", OVIS | dict(negative_prompt="sun", num_images_per_prompt=2, width=48)),
+    ("ovis", "text2image", OVIS | dict(prompt=["cat", "a red sun on the sea"])),
+    ("ovis", "text2image", OVIS_EMBEDS | dict(sigmas=[1.0, 0.6, 0.2], output_type="latent")),
+    ("ovis", "text2image", OVIS_EMBEDS | dict(negative_prompt_embeds=None, negative_prompt="sun", latents=(1, 16, 16))),
+    ("ovis", "text2image", OVIS | dict(guidance_scale=1.0, height=45, width=37)),
     ("cogview3", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
     ("cogview3", "text2image", FLUX | dict(prompt=["red", "a cat"], original_size=(40, 60), width=48)),
     ("cogview3", "text2image", COGVIEW_EMBEDS | dict(guidance_scale=1.0, latents=(1, 4, 8, 8), output_type="latent")),
@@ -209,6 +226,18 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("pixart-sigma", "text2image", PIXART_EMBEDS | PIXART_NEGATIVE),
     ("pixart-sigma-256", "text2image", BINS | dict(height=50, width=91, prompt=["a Red cat ", "sun"])),
     ("pixart-sigma-256", "text2image", BINS | dict(height=300, width=130, output_type="latent")),
+    ("qwenimage", "text2image", QWEN | dict(prompt=["red cat", "a cat on the sea, sun"], negative_prompt=["sun", ""])),
+    (
+        "qwenimage",
+        "text2image",
+        QWEN | dict(prompt=["red", "a cat on sea"], negative_prompt=["", "sun"], num_images_per_prompt=2),
+    ),
+    ("qwenimage", "text2image", QWEN | dict(negative_prompt=None, true_cfg_scale=4.0, width=52, max_sequence_length=3)),
+    ("qwenimage", "text2image", QWEN | QWEN_EMBEDS | dict(latents=(1, 16, 16), output_type="latent")),
+    ("qwenimage", "image2image", QWEN | SIGMAS | dict(image=(1, 4, 8, 8), num_images_per_prompt=2)),
+    ("qwenimage", "image2image", QWEN | GENTLE | dict(image=tiny.photo(45, 70), width=48)),
+    ("qwenimage", "inpaint", QWEN | GENTLE | CROP),
+    ("qwenimage", "inpaint", QWEN | SIGMAS | dict(strength=1.0, num_images_per_prompt=2)),
     ("z-image", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2, cfg_normalization=0.6)),
     ("z-image", "text2image", Z_IMAGE | dict(guidance_scale=0.0, latents=(1, 4, 6, 8), width=32, height=24)),
     ("z-image", "text2image", Z_IMAGE | dict(cfg_truncation=0.4, cfg_normalization=True, num_inference_steps=6)),
@@ -270,6 +299,7 @@ def picture(pipe: Any, task: str, changes: dict[str, Any]) -> np.ndarray:
     return out if isinstance(out, np.ndarray) else np.stack([np.asarray(p, np.float32) / 255 for p in out])
 
 
+@pytest.mark.filterwarnings("ignore:The prompt is longer:UserWarning")
 @pytest.mark.filterwarnings("ignore:.* are made:UserWarning", "ignore:max_area:UserWarning")  # sizes are rounded
 @pytest.mark.parametrize(("name", "task", "changes"), CASES)
 def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict[str, Any]) -> None:
@@ -291,6 +321,7 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
         ("flux", FLUX),
         ("chroma", FLUX),
         ("auraflow", FLUX),
+        ("ovis", OVIS),
         ("lcm", {}),
         ("lumina", LUMINA),
         ("lumina2", LUMINA2),

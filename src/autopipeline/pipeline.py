@@ -523,7 +523,7 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
         return ["stable_diffusion", class_name]
     if foreign.is_foreign(type(part)):
         return ["transformers", class_name]
-    theirs = ("CLIP", "T5", "UMT5", "Bert", "Llama", "Gemma")
+    theirs = ("CLIP", "T5", "UMT5", "Bert", "Llama", "Gemma", "Qwen2VLProcessor")
     return ["transformers" if class_name.startswith(theirs) else "diffusers", class_name]
 
 

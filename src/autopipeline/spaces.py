@@ -65,7 +65,7 @@ class Space(Protocol):
 class LatentSpace(NamedTuple):
     """The latents of an autoencoder."""
 
-    vae: Any  # AutoencoderKL, AutoencoderTiny or AutoencoderDC
+    vae: Any  # AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny or AutoencoderDC
     upcast: bool = False  # compute in float32 where the autoencoder asks for it (`force_upcast`)
     patch: int = 1  # sides are multiples of so many latents
     shifted: bool = True  # by the autoencoder's `shift_factor`, where it has one
@@ -74,7 +74,8 @@ class LatentSpace(NamedTuple):
     @property
     def channels(self) -> int:
         """Channels of the latents."""
-        return int(self.vae.config.latent_channels)
+        config = self.vae.config
+        return int(config["latent_channels"] if "latent_channels" in config else config["z_dim"])
 
     @property
     def factor(self) -> int:
@@ -200,7 +201,9 @@ class Packed(NamedTuple):
         return self.pack(random.normal(full, dtype=dtype, device=device))
 
     def pack(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, h / 2 * w / 2, 4 C)."""
+        """(B, C, h, w), or one frame (B, 1, C, h, w) of a film, to (B, h / 2 * w / 2, 4 C)."""
+        if latents.ndim == 5:
+            latents = latents.flatten(1, 2)
         if latents.ndim != 4:
             return latents
         b, c, h, w = latents.shape
@@ -349,7 +352,8 @@ def factor(vae: Any) -> int:
     if vae is None:
         return 8
     config = vae.config
-    return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
+    widths = config.get("block_out_channels") or config.get("dim_mult") or config["encoder_block_out_channels"]
+    return 2 ** (len(widths) - 1)
 
 
 def crop_box(run: Run) -> tuple[int, int, int, int] | None:

@@ -1,0 +1,216 @@
+"""Qwen-Image's networks, its ControlNets and its editing, beside what the common tests try."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import autopipeline as ap
+import language
+import qwenimage
+import tiny
+
+CALL = dict(prompt="red cat", negative_prompt="a sun", true_cfg_scale=3.0, num_inference_steps=2, output_type="np")
+SMALL = CALL | dict(height=32, width=32)
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("changes", [{}, dict(zero_cond_t=True), dict(num_layers=1, out_channels=None, patch_size=1)])
+@torch.no_grad()
+def test_transformer(changes: dict[str, Any]) -> None:
+    config = qwenimage.TRANSFORMER | changes
+    peer = tiny.redraw(diffusers.QwenImageTransformer2DModel(**config), 1)
+    ours = ap.QwenImageTransformer2DModel(**config)
+    ours.load_state_dict(peer.state_dict())
+    x, reference, text, t = drawn(2, 15, 16), drawn(2, 8, 16, seed=1), drawn(2, 7, 24, seed=2), torch.tensor([0.3, 0.9])
+    mask = torch.tensor([[1, 1, 0, 1, 0, 0, 0], [1] * 7])
+    for grids in ([(3, 5)], [(3, 5), (2, 4)]):
+        whole = torch.cat([x, reference], 1) if len(grids) > 1 else x
+        shapes = [[(1, *grid) for grid in grids]] * 2
+        said = dict(encoder_hidden_states=text, encoder_hidden_states_mask=mask, timestep=t)
+        expected = peer(whole, img_shapes=shapes, **said).sample[:, :15]
+        table = ours.rotary(7, *grids).expand(2, -1, -1, -1)
+        looked = dict(reference=reference) if len(grids) > 1 else {}
+        assert torch.allclose(ours(x, t, text, table, encoder_hidden_states_mask=mask, **looked), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(dim_mult=[1, 2], temperal_downsample=[True], num_res_blocks=2), dict(base_dim=12, input_channels=4)],
+)
+@torch.no_grad()
+def test_autoencoder(changes: dict[str, Any]) -> None:
+    peer = tiny.redraw(diffusers.AutoencoderKLQwenImage(**qwenimage.VAE | changes), 1)
+    ours = ap.AutoencoderKLQwenImage(**qwenimage.VAE | changes)
+    ours.load_state_dict(peer.state_dict())
+    pixels, latents = drawn(2, changes.get("input_channels", 3), 16, 24), drawn(2, 4, 3, 4, seed=1)
+    expected = peer.encode(pixels[:, :, None]).latent_dist
+    assert torch.allclose(ours.encode(pixels).mean, expected.mean[:, :, 0], atol=1e-5)
+    assert torch.allclose(ours.encode(pixels).std, expected.std[:, :, 0], atol=1e-5)
+    assert torch.allclose(ours.decode(latents), peer.decode(latents[:, :, None]).sample[:, :, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["QwenImageTransformer2DModel", "AutoencoderKLQwenImage", "QwenImageControlNetModel"])
+def test_published_sizes_have_the_peers_keys_and_shapes(name: str) -> None:
+    with torch.device("meta"):
+        peer, ours = (getattr(lib, name)() for lib in (diffusers, ap))
+    shapes = [{key: tensor.shape for key, tensor in network.state_dict().items()} for network in (peer, ours)]
+    assert shapes[0] == shapes[1]
+    assert {key: ours.config[key] for key in ours.config} == {
+        key: tuple(value) if isinstance(value, list) else value for key, value in peer.config.items() if key[0] != "_"
+    }
+
+
+def controlnets(lib: Any, folder: Any, count: int) -> list[Any]:
+    for k in range(count):
+        config = qwenimage.TRANSFORMER | dict(num_layers=1 + k)
+        tiny.redraw(diffusers.QwenImageControlNetModel(**config), 5 + k).save_pretrained(folder / str(k))
+    return [lib.QwenImageControlNetModel.from_pretrained(folder / str(k)) for k in range(count)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(control_guidance_start=0.3, num_inference_steps=4, num_images_per_prompt=2),
+        dict(prompt=["red cat", "sun on the sea"], controlnet_conditioning_scale=0.5),
+        dict(control_image=drawn(1, 3, 48, 32).clamp(-1, 1), height=48),
+        dict(several=True, control_image=[tiny.photo(), tiny.photo(seed=3)], controlnet_conditioning_scale=[0.4, 0.9]),
+    ],
+    ids=["window", "texts", "tensor", "several"],
+)
+def test_controlnet(checkpoint: Any, tmp_path: Any, changes: dict[str, Any]) -> None:
+    made = []
+    call = SMALL | dict(control_image=tiny.photo()) | changes
+    several = call.pop("several", False)
+    for lib in (diffusers, ap):
+        net = controlnets(lib, tmp_path, 1)[0]
+        component = lib.QwenImageMultiControlNetModel([net]) if several else net
+        pipe = lib.QwenImageControlNetPipeline.from_pretrained(checkpoint("qwenimage"), controlnet=component)
+        pipe.set_progress_bar_config(disable=True)
+        made.append(pipe(**call, generator=torch.Generator().manual_seed(1)).images)
+    assert made[0].shape == made[1].shape
+    assert np.abs(made[0] - made[1]).max() < 1e-3
+
+
+def test_two_controlnets_add_up(checkpoint: Any, tmp_path: Any) -> None:
+    nets = controlnets(ap, tmp_path, 2)
+    pipe = ap.QwenImageControlNetPipeline.from_pretrained(checkpoint("qwenimage"), controlnet=nets)
+    latents = [drawn(1, 4, 8, 8), drawn(1, 4, 8, 8, seed=1)]  # of pictures, so that nothing is drawn for them
+    call = SMALL | dict(control_image=latents, seed=1)
+    both, first = (pipe(**call, controlnet_conditioning_scale=scale).images for scale in ([1.0, 1.0], [1.0, 0.0]))
+    alone = ap.QwenImageControlNetPipeline.from_pretrained(checkpoint("qwenimage"), controlnet=nets[0])
+    assert np.abs(both - first).max() > 1e-3
+    assert np.allclose(alone(**call | dict(control_image=latents[0])).images, first, atol=1e-4)
+
+
+def peers_processor() -> Any:
+    """Transformers' own, put together without the part for films, which wants torchvision."""
+    from transformers import Qwen2VLProcessor
+
+    made, tokenizer = object.__new__(Qwen2VLProcessor), language.qwen_tokenizer()
+    made.image_processor, made.tokenizer, made.video_processor = qwenimage.image_processor(), tokenizer, None
+    made.image_token, made.video_token, made.chat_template = "<|image_pad|>", "<|video_pad|>", None
+    made.image_token_id = tokenizer.convert_tokens_to_ids(made.image_token)
+    made.video_token_id = tokenizer.convert_tokens_to_ids(made.video_token)
+    return made
+
+
+def test_processor(tmp_path: Any) -> None:
+    ap.Qwen2VLProcessor(qwenimage.image_processor(), language.qwen_tokenizer()).save_pretrained(tmp_path)
+    ours = ap.Qwen2VLProcessor.from_pretrained(tmp_path)
+    texts = ["a<|image_pad|>red cat<|image_pad|>", "<|image_pad|>sun"]
+    pictures = [tiny.photo(96, 64), tiny.photo(60, 90), tiny.photo(64, 64)]
+    made, expected = ours(texts, pictures), peers_processor()(text=texts, images=pictures, padding=True)
+    assert len({len(row) for row in made["input_ids"]}) == 1
+    for name, rows in made.items():
+        assert np.array_equal(rows.numpy(), np.asarray(expected[name])), name
+
+
+@pytest.fixture
+def few_pixels(monkeypatch: pytest.MonkeyPatch, small_edits: None) -> None:
+    """The peer scales pictures to few pixels, too."""
+    from diffusers.pipelines.qwenimage import (
+        pipeline_qwenimage_edit,
+        pipeline_qwenimage_edit_inpaint,
+        pipeline_qwenimage_edit_plus,
+    )
+
+    for module in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_inpaint, pipeline_qwenimage_edit_plus):
+        real = module.calculate_dimensions
+        monkeypatch.setattr(module, "calculate_dimensions", lambda area, ratio, real=real: real(64 * 64, ratio))
+
+
+EDIT, PLUS, INPAINT = "QwenImageEditPipeline", "QwenImageEditPlusPipeline", "QwenImageEditInpaintPipeline"
+MASK = dict(mask_image=tiny.mask(96, 64), num_inference_steps=4)
+
+
+@pytest.mark.usefixtures("few_pixels")
+@pytest.mark.filterwarnings("ignore:max_sequence_length has no effect")
+@pytest.mark.parametrize(
+    ("cls", "changes"),
+    [
+        (EDIT, dict(num_images_per_prompt=2)),
+        (EDIT, dict(height=48, width=40, max_sequence_length=8, negative_prompt=None, true_cfg_scale=4.0)),
+        (PLUS, dict(image=[tiny.photo(96, 64), tiny.photo(50, 90)], num_images_per_prompt=2)),
+        (PLUS, dict(width=48)),
+        (INPAINT, MASK | dict(num_images_per_prompt=2)),
+        (INPAINT, MASK | dict(strength=1.0)),
+    ],
+)
+def test_editing(checkpoint: Any, cls: str, changes: dict[str, Any]) -> None:
+    folder = checkpoint("qwenimage-edit-plus" if cls == PLUS else "qwenimage-edit")
+    made = []
+    for lib in (diffusers, ap):
+        pipe = getattr(lib, cls).from_pretrained(folder, **dict(processor=None) if lib is diffusers else {})
+        if lib is diffusers:
+            pipe.processor = peers_processor()
+        pipe.set_progress_bar_config(disable=True)
+        call = CALL | dict(image=tiny.photo(96, 64)) | changes
+        made.append(pipe(**call, generator=torch.Generator().manual_seed(1)).images)
+    assert made[0].shape == made[1].shape
+    assert np.abs(made[0] - made[1]).max() < 1e-3
+
+
+@pytest.mark.usefixtures("small_edits")
+def test_pictures_of_other_shapes_are_edited_each_by_itself(checkpoint: Any) -> None:
+    pipe = ap.QwenImageEditPipeline.from_pretrained(checkpoint("qwenimage-edit"))
+    pictures = [tiny.photo(128, 64), tiny.photo(64, 128)]
+    both = pipe(**CALL | dict(prompt=["red cat", "sun"], image=pictures), seed=[1, 2]).images
+    second = pipe(**CALL | dict(prompt="sun", image=pictures[1]), seed=2).images
+    assert both[1].shape == second.shape != both[0].shape
+    assert np.allclose(both[1], second, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(guidance_scale=3.0), "guidance_scale has no effect on this network"),
+        (dict(prompt_embeds_mask=torch.ones(1, 4)), "prompt_embeds_mask needs prompt_embeds"),
+        (dict(prompt=None, prompt_embeds=drawn(1, 4, 24), prompt_embeds_mask=torch.ones(1, 5)), "each of its tokens"),
+        (dict(max_sequence_length=1025), "has to be 1024 at most"),
+        (dict(height=4), "height=4 has to be 8 pixels at least"),
+        (dict(scheduler="DDIM"), "flow"),
+        (dict(attention_kwargs={"scale": 0.5}), "none is loaded"),
+    ],
+)
+def test_refusals(checkpoint: Any, changes: dict[str, Any], says: str) -> None:
+    pipe = ap.QwenImagePipeline.from_pretrained(checkpoint("qwenimage"))
+    with pytest.raises(ValueError, match=says):
+        pipe(**SMALL | changes)
+    with pytest.warns(UserWarning, match="has no effect with true_cfg_scale=1"):
+        pipe(**SMALL | dict(true_cfg_scale=1.0))
+    with pytest.warns(UserWarning, match=r"true_cfg_scale=3\.0 has no effect without negative_prompt"):
+        pipe(**SMALL | dict(negative_prompt=None))
+
+
+def test_editing_without_a_processor_needs_embeddings(checkpoint: Any) -> None:
+    pipe = ap.QwenImageEditPipeline.from_pretrained(checkpoint("qwenimage-edit"), processor=None)
+    with pytest.raises(ValueError, match="no text_encoder with a processor; pass prompt_embeds"):
+        pipe(**SMALL | dict(image=tiny.photo()))
