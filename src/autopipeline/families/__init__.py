@@ -32,6 +32,7 @@ ADDONS = {
     "flux": ("Control", "ControlNet"),
     "hunyuan": ("PAG",),
     "sana": ("PAG",),
+    "pixart-alpha": ("PAG",),
     "pixart-sigma": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
