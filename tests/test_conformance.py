@@ -344,9 +344,8 @@ def test_a_full_mask_is_image_to_image_and_an_empty_one_the_original(
     if key not in OTHERWISE_DRAWN:
         said = arguments(pipe, "inpaint", **sides, **common)
         same = {name: value for name, value in (params | said).items() if name in whole_params and value is not None}
-        whole = other(
-            **{name: value for name, value in same.items() if value != whole_params[name]}, **common, seed=7
-        ).images
+        same = {name: value for name, value in same.items() if value != whole_params[name]}
+        whole = other(**same | common | dict(seed=7)).images
         assert torch.allclose(painted, whole, atol=1e-4)
     kept = call(pipe, "inpaint", mask_image=black, **sides, **common)
     assert torch.equal(kept, original(pipe, mask_image=black, **sides, **common))
