@@ -75,6 +75,13 @@ def checkpoint(folder: Path, cls: str = "QwenImagePipeline", **changes: Any) -> 
     return folder
 
 
+def controlnet(layers: int = 2, seed: int = 5) -> Any:
+    """A ControlNet for that."""
+    import diffusers
+
+    return tiny.redraw(diffusers.QwenImageControlNetModel(**TRANSFORMER | dict(num_layers=layers)), seed)
+
+
 def _add_processor(folder: Path) -> None:
     """What the peer can't make without torchvision."""
     import autopipeline as ap

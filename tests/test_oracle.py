@@ -21,6 +21,8 @@ AUTO = {
     "image2image": "AutoPipelineForImage2Image",
     "inpaint": "AutoPipelineForInpainting",
 }
+UNFOUND = {("chroma", "image2image"): "ChromaImg2ImgPipeline", ("chroma", "inpaint"): "ChromaInpaintPipeline"}
+"""Classes of the peer that its AutoPipeline does not find."""
 GENTLE = dict(strength=0.6, num_inference_steps=6)
 EMBEDS = dict(prompt=None, prompt_embeds=(1, 77, 24), negative_prompt_embeds=(1, 77, 24))
 XL_EMBEDS = dict(
@@ -171,6 +173,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("chroma", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
     ("chroma", "text2image", FLUX | dict(guidance_scale=1.0, width=48, sigmas=[1.0, 0.5])),
+    ("chroma", "image2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2, strength=0.7, width=48)),
+    ("chroma", "image2image", FLUX | SIGMAS | dict(image=(1, 4, 8, 8), guidance_scale=1.0)),
+    ("chroma", "inpaint", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
+    ("chroma", "inpaint", FLUX | dict(latents=(1, 4, 8, 8), strength=0.7)),
+    ("chroma", "inpaint", FLUX | GENTLE | CROP),
     ("auraflow", "text2image", FLUX | dict(negative_prompt="sun", num_images_per_prompt=2)),
     ("auraflow", "text2image", FLUX | dict(guidance_scale=1.0, width=72, sigmas=[1.0, 0.5])),
     ("auraflow", "text2image", AURA_EMBEDS | dict(negative_prompt="a sun")),
@@ -272,10 +279,13 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 def pair(checkpoint: Callable[[str], Path]) -> Any:
     @cache
     def load(name: str, task: str) -> tuple[Any, Any]:
-        loaded = [getattr(lib, AUTO[task]).from_pretrained(checkpoint(name)) for lib in (diffusers, ap)]
+        cls = UNFOUND.get((name, task), AUTO[task])
+        loaded = [getattr(lib, cls).from_pretrained(checkpoint(name)) for lib in (diffusers, ap)]
         for pipe in loaded:
             pipe.set_progress_bar_config(disable=True)
         peer = loaded[0]
+        if name == "chroma":  # the peer's inpainting asks for it
+            peer.transformer.register_to_config(guidance_embeds=False)
         if not hasattr(peer.text_encoder, "text_model"):  # where the peer looks for it when clip_skip is given
             object.__setattr__(peer.text_encoder, "text_model", peer.text_encoder)
         return loaded[0], loaded[1]

@@ -70,8 +70,7 @@ def test_published_sizes_have_the_peers_keys_and_shapes(name: str) -> None:
 
 def controlnets(lib: Any, folder: Any, count: int) -> list[Any]:
     for k in range(count):
-        config = qwenimage.TRANSFORMER | dict(num_layers=1 + k)
-        tiny.redraw(diffusers.QwenImageControlNetModel(**config), 5 + k).save_pretrained(folder / str(k))
+        qwenimage.controlnet(1 + k, 5 + k).save_pretrained(folder / str(k))
     return [lib.QwenImageControlNetModel.from_pretrained(folder / str(k)) for k in range(count)]
 
 

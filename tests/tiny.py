@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -579,6 +580,33 @@ def lumina2(folder: Path, **changes: Any) -> Path:
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+def controlnet(unet: dict[str, Any], widths: tuple[int, ...]) -> Any:
+    """A ControlNet for a U-Net of that config, whose residuals are not zero."""
+    import diffusers
+
+    network = diffusers.UNet2DConditionModel(**unet)
+    return redraw(diffusers.ControlNetModel.from_unet(network, conditioning_embedding_out_channels=widths), 20)
+
+
+def _network(name: str, **config: Any) -> Any:
+    import diffusers
+
+    return redraw(getattr(diffusers, name)(**config), 20)
+
+
+CONTROLNETS: dict[str, Callable[[], Any]] = {
+    "sd": lambda: controlnet(UNET, (4, 8, 8, 8)),
+    "xl": lambda: controlnet(XL_UNET, (4, 8, 8)),
+    "sd3": lambda: _network("SD3ControlNetModel", **SD3 | dict(num_layers=2)),
+    "sd3-inpaint": lambda: _network("SD3ControlNetModel", **SD3 | dict(num_layers=2, extra_conditioning_channels=1)),
+    "flux": lambda: _network(
+        "FluxControlNetModel",
+        **FLUX | dict(num_layers=1, num_single_layers=2, pooled_projection_dim=24, guidance_embeds=True),
+    ),
+}
+"""Control networks for the checkpoints above, to be saved by their peers' `save_pretrained`."""
 
 
 def lcm(folder: Path) -> Path:

@@ -46,6 +46,7 @@ ADDONS = {
     "hunyuan": ("PAG",),
     "sana": ("PAG",),
     "qwenimage": ("ControlNet",),
+    "pixart-alpha": ("PAG",),
     "pixart-sigma": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),

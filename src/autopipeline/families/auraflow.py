@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from autopipeline import prompts
-from autopipeline.families.schedules import require_flow
+from autopipeline import images, prompts
+from autopipeline.families.schedules import require_flow, strong
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
 from autopipeline.spaces import LatentSpace, factor
 from autopipeline.stage import Cond, Family, Finished, Pred, Run, Slot, Stage, TaskRow
+from autopipeline.tasks.image2image import Image2Image
+from autopipeline.tasks.inpaint import Inpaint
 from autopipeline.tasks.text2image import Text2Image
 
 if TYPE_CHECKING:
@@ -27,32 +29,39 @@ SLOTS = {
     "transformer": Slot(("AuraFlowTransformer2DModel",)),
     "scheduler": Slot(("Scheduler",)),
 }
-TEXT2IMAGE = TaskRow(
-    task=Text2Image,
-    params=dict(
-        prompt=None,
-        negative_prompt=None,
-        num_inference_steps=50,
-        sigmas=None,
-        guidance_scale=3.5,
-        num_images_per_prompt=1,
-        height=1024,
-        width=1024,
-        generator=None,
-        latents=None,
-        prompt_embeds=None,
-        prompt_attention_mask=None,
-        negative_prompt_embeds=None,
-        negative_prompt_attention_mask=None,
-        max_sequence_length=256,
-        output_type="pil",
-        return_dict=True,
-        attention_kwargs=None,
-        callback_on_step_end=None,
-        callback_on_step_end_tensor_inputs=("latents",),
-    ),
-    tensors=("latents", "prompt_embeds"),
+_PROMPTS = dict(prompt=None, negative_prompt=None)
+_STEPS = dict(num_inference_steps=50, sigmas=None, guidance_scale=3.5, num_images_per_prompt=1)
+_REST = dict(
+    generator=None,
+    latents=None,
+    prompt_embeds=None,
+    prompt_attention_mask=None,
+    negative_prompt_embeds=None,
+    negative_prompt_attention_mask=None,
+    max_sequence_length=256,
+    output_type="pil",
+    return_dict=True,
+    attention_kwargs=None,
+    callback_on_step_end=None,
+    callback_on_step_end_tensor_inputs=("latents",),
 )
+_TENSORS = ("latents", "prompt_embeds")
+TASKS = {
+    "text2image": TaskRow(
+        task=Text2Image, params=_PROMPTS | _STEPS | dict(height=1024, width=1024) | _REST, tensors=_TENSORS
+    ),
+    "image2image": TaskRow(
+        task=Image2Image, params=_PROMPTS | dict(image=None, strength=0.6) | _STEPS | _REST, tensors=_TENSORS
+    ),
+    "inpaint": TaskRow(
+        task=Inpaint,
+        params=_PROMPTS
+        | dict(image=None, mask_image=None, height=None, width=None, padding_mask_crop=None, strength=0.6)
+        | _STEPS
+        | _REST,
+        tensors=(*_TENSORS, "mask", "masked_image_latents"),
+    ),
+}
 
 
 def guide(run: Run) -> Guidance:
@@ -92,8 +101,9 @@ def _schedule(components: Components, run: Run) -> Grid:
     """The scheduler's own grid, or the caller's share of noise at each step."""
     scheduler, own = components["scheduler"], run["sigmas"]
     require_flow(scheduler)
-    steps = run["num_inference_steps"] if own is None else None
-    return scheduler.grid(steps, sigmas=own, device=components["transformer"].device)
+    steps = run["num_inference_steps"] if own is None else len(own)
+    grid = scheduler.grid(steps if own is None else None, sigmas=own, device=components["transformer"].device)
+    return strong(grid, scheduler, run.get("strength"), steps)
 
 
 def stages(components: Components, run: Run) -> tuple[Stage, ...]:
@@ -157,8 +167,10 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
         )
     square = _space(components).multiple
     for side in ("height", "width"):
-        if args[side] % square:
+        if args.get(side) is not None and args[side] % square:
             raise ValueError(f"{side}={args[side]} is not a positive multiple of {square} pixels.")
+    if args.get("mask_image") is not None:
+        images.same_size(args["image"], args["mask_image"])
 
 
 FAMILY = Family(
@@ -166,7 +178,7 @@ FAMILY = Family(
     stem="AuraFlow",
     slots=SLOTS,
     settings={},
-    tasks={"text2image": TEXT2IMAGE},
+    tasks=TASKS,
     stages=stages,
     finish=finish,
     check=check,

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autopipeline import prompts
+from autopipeline import images, prompts
 from autopipeline.families import flux, flux_tasks
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
 from autopipeline.models.rotary import grid_places
 from autopipeline.stage import Cond, Family, Run, Slot, Stage, TaskRow
+from autopipeline.tasks.image2image import SharedImage2Image
+from autopipeline.tasks.inpaint import Blend
 from autopipeline.tasks.text2image import Text2Image
 
 Components = Mapping[str, Any]
@@ -27,17 +29,41 @@ SLOTS = {
     "image_encoder": flux.SLOTS["image_encoder"],
     "feature_extractor": flux.SLOTS["feature_extractor"],
 }
+_PROMPTS = dict(prompt=None, negative_prompt=None)
 _MASKS = dict(prompt_attention_mask=None, negative_prompt_attention_mask=None)
+_EMBEDS = dict(prompt_embeds=None, negative_prompt_embeds=None)
+_STEPS = dict(num_inference_steps=35, sigmas=None, guidance_scale=5.0)
 TEXT2IMAGE = TaskRow(
     task=Text2Image,
-    params=dict(prompt=None, negative_prompt=None)
+    params=_PROMPTS | flux_tasks.SIZE | _STEPS | flux_tasks.DRAWS | _EMBEDS | _MASKS | flux_tasks.LAST,
+    tensors=flux_tasks.TENSORS,
+)
+IMAGE2IMAGE = TaskRow(
+    task=SharedImage2Image,
+    params=_PROMPTS
+    | dict(image=None)
     | flux_tasks.SIZE
-    | dict(num_inference_steps=35, sigmas=None, guidance_scale=5.0)
+    | _STEPS
+    | dict(strength=0.9)
     | flux_tasks.DRAWS
-    | dict(prompt_embeds=None, negative_prompt_embeds=None)
+    | _EMBEDS
     | _MASKS
     | flux_tasks.LAST,
     tensors=flux_tasks.TENSORS,
+)
+INPAINT = TaskRow(
+    task=Blend,
+    params=_PROMPTS
+    | dict(true_cfg_scale=1.0, image=None, mask_image=None, masked_image_latents=None)
+    | flux_tasks.SIZE
+    | dict(padding_mask_crop=None, strength=0.6, num_inference_steps=28, sigmas=None, guidance_scale=7.0)
+    | flux_tasks.DRAWS
+    | _EMBEDS
+    | flux_tasks.LAST
+    | dict(max_sequence_length=256)
+    | _MASKS,
+    tensors=flux_tasks.TENSORS,
+    pasted=False,  # users know the part by itself
 )
 
 
@@ -110,6 +136,12 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     prompts.check_masks(args)
     flux.check_network(components, args)
     flux.check_size(components, args)
+    if args.get("true_cfg_scale", 1.0) != 1:
+        raise ValueError(
+            f"true_cfg_scale={args['true_cfg_scale']} has no effect; guidance_scale is what guides Chroma."
+        )
+    if args.get("mask_image") is not None:
+        images.same_size(args["image"], args["mask_image"])
 
 
 FAMILY = Family(
@@ -117,7 +149,7 @@ FAMILY = Family(
     stem="Chroma",
     slots=SLOTS,
     settings={},
-    tasks={"text2image": TEXT2IMAGE},
+    tasks={"text2image": TEXT2IMAGE, "image2image": IMAGE2IMAGE, "inpaint": INPAINT},
     stages=stages,
     finish=flux.finish,
     check=check,

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autopipeline import prompts
+from autopipeline import images, prompts
 from autopipeline.addons import pag
 from autopipeline.families import stable_diffusion as sd
 from autopipeline.families.schedules import schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
 from autopipeline.spaces import LatentSpace, factor
 from autopipeline.stage import Cond, Family, Pred, Run, Slot, Stage, TaskRow
+from autopipeline.tasks.image2image import Image2Image
+from autopipeline.tasks.inpaint import Inpaint
 from autopipeline.tasks.text2image import Text2Image
 
 Components = Mapping[str, Any]
@@ -33,33 +35,36 @@ SLOTS = {
     "tokenizer_2": Slot(("T5Tokenizer",), optional=True),
 }
 _SIGNS = ("", "negative_")
-TEXT2IMAGE = TaskRow(
-    task=Text2Image,
-    params=dict(
-        prompt=None,
-        height=None,
-        width=None,
-        num_inference_steps=50,
-        guidance_scale=5.0,
-        negative_prompt=None,
-        num_images_per_prompt=1,
-        eta=0.0,
-        generator=None,
-        latents=None,
-    )
+_SIZE = dict(height=None, width=None)
+_TOLD = dict(original_size=(1024, 1024), target_size=None, crops_coords_top_left=(0, 0))
+_REST = (
+    dict(num_inference_steps=50, guidance_scale=5.0, negative_prompt=None, num_images_per_prompt=1)
+    | dict(eta=0.0, generator=None, latents=None)
     | {f"{sign}prompt_embeds{end}": None for sign in _SIGNS for end in ("", "_2")}
     | {f"{sign}prompt_attention_mask{end}": None for sign in _SIGNS for end in ("", "_2")}
     | dict(output_type="pil", return_dict=True)
     | sd.CALLBACK
-    | dict(
-        guidance_rescale=0.0,
-        original_size=(1024, 1024),
-        target_size=None,
-        crops_coords_top_left=(0, 0),
-        use_resolution_binning=True,
-    ),
-    tensors=("latents", *(f"{sign}prompt_embeds{end}" for end in ("", "_2") for sign in _SIGNS)),
+    | dict(guidance_rescale=0.0)
+    | _TOLD
 )
+_TENSORS = ("latents", *(f"{sign}prompt_embeds{end}" for end in ("", "_2") for sign in _SIGNS))
+TASKS = {
+    "text2image": TaskRow(
+        task=Text2Image, params=dict(prompt=None) | _SIZE | _REST | dict(use_resolution_binning=True), tensors=_TENSORS
+    ),
+    "image2image": TaskRow(
+        task=Image2Image, params=dict(prompt=None, image=None, strength=0.8) | _REST, tensors=_TENSORS
+    ),
+    "inpaint": TaskRow(
+        task=Inpaint,
+        params=dict(prompt=None, image=None, mask_image=None)
+        | _SIZE
+        | dict(padding_mask_crop=None, strength=1.0)
+        | _REST,
+        tensors=(*_TENSORS, "mask", "masked_image_latents"),
+    ),
+}
+"""Pictures to begin with decide themselves what size is made: the list of sizes is for text-to-image."""
 BINS = (
     ((1024, 1024), (1280, 1280)),
     ((1024, 768), (1152, 864), (1280, 960)),
@@ -78,8 +83,13 @@ def nearest_bin(width: int, height: int) -> tuple[int, int]:
     return min(BINS[row], key=lambda size: abs(size[0] * size[1] - width * height))
 
 
-def made(args: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width that a call's pictures are made at: multiples of 16 pixels, with binning those of training."""
+def made(args: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width that a call's pictures are made at: multiples of 16 pixels, with binning those of training.
+
+    None where a picture to begin with decides.
+    """
+    if "use_resolution_binning" not in args:
+        return None
     height, width = (args[side] // 16 * 16 for side in ("height", "width"))
     if not height or not width:
         raise ValueError(f"height={args['height']} and width={args['width']} have to be 16 pixels at least.")
@@ -137,6 +147,7 @@ def places(height: int, width: int, base: int) -> Tensor:
 def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     """One stage: the transformer in the latents of the autoencoder."""
     network = components["transformer"]
+    space = LatentSpace(components["vae"], patch=network.config.patch_size, made=made(run.args))
 
     def condition(run: Run, x: Tensor) -> Cond:
         words, counts = text_rows(components, run, "", network.config.text_len)
@@ -148,7 +159,7 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
         table = network.rotary(places(x.shape[-2] // patch, x.shape[-1] // patch, 64 // patch))
         cond["rotary"] = table.to(network.device).expand(len(words), -1, -1, -1)
         if network.config.use_style_cond_and_image_meta_size:
-            target = run["target_size"] or made(run.args)
+            target = run["target_size"] or [side * space.factor for side in x.shape[-2:]]
             sizes = [*run["original_size"], *target, *run["crops_coords_top_left"]]
             cond["image_meta_size"] = torch.tensor(sizes, device=network.device).float().expand(len(words), -1)
         return cond
@@ -161,7 +172,7 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
         Stage(
             name="transformer",
             network=network,
-            space=LatentSpace(components["vae"], made=made(run.args)),
+            space=space,
             scheduler=components["scheduler"],
             dtype=network.dtype,
             schedule=lambda run: schedule(components["scheduler"], run, network.device),
@@ -190,10 +201,7 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     network = components["transformer"].config
     if components.get("safety_checker") is not None and components.get("feature_extractor") is None:
         raise ValueError("A safety checker needs feature_extractor beside it; load both, or pass safety_checker=None.")
-    height, width = made(args)
-    if (height, width) != (args["height"], args["width"]):
-        asked = f"{args['width']} x {args['height']}"
-        warnings.warn(f"Pictures of {width} x {height} pixels are made, not of {asked}.", stacklevel=2)
+    _check_size(components, args)
     if args["prompt"] is None and args["prompt_embeds_2"] is None:
         raise ValueError("prompt_embeds needs prompt_embeds_2 beside it.")
     for end, length in (("", network.text_len), ("_2", network.text_len_t5)):
@@ -201,8 +209,24 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
             _check_embeds(args, f"{sign}prompt_embeds{end}", f"{sign}prompt_attention_mask{end}", length)
     if not network.use_style_cond_and_image_meta_size:
         for name in ("original_size", "target_size", "crops_coords_top_left"):
-            if args[name] != TEXT2IMAGE.params[name]:
+            if args[name] != _TOLD[name]:
                 raise ValueError(f"{name} has no effect on this transformer, which knows no sizes.")
+
+
+def _check_size(components: Components, args: Mapping[str, Any]) -> None:
+    """Sizes of training are taken in place of others, and somebody should know; for inpainting they have to fit."""
+    size = made(args)
+    if size is not None:
+        if size != (args["height"], args["width"]):
+            asked = f"{args['width']} x {args['height']}"
+            warnings.warn(f"Pictures of {size[1]} x {size[0]} pixels are made, not of {asked}.", stacklevel=2)
+        return
+    square = factor(components["vae"]) * components["transformer"].config.patch_size
+    for side in ("height", "width"):
+        if args.get(side) is not None and args[side] % square:
+            raise ValueError(f"{side}={args[side]} is not a positive multiple of {square} pixels.")
+    if args.get("mask_image") is not None:
+        images.same_size(args["image"], args["mask_image"])
 
 
 def _check_embeds(args: Mapping[str, Any], name: str, beside: str, length: int) -> None:
@@ -222,11 +246,11 @@ FAMILY = Family(
     stem="HunyuanDiT",
     slots=SLOTS,
     settings={"requires_safety_checker": True},
-    tasks={"text2image": TEXT2IMAGE},
+    tasks=TASKS,
     stages=stages,
     finish=sd.finish,
     check=check,
     size=default_size,
-    variants={frozenset({"PAG"}): {"text2image": pag.row(TEXT2IMAGE)}},
+    variants={frozenset({"PAG"}): {name: pag.row(row) for name, row in TASKS.items()}},
     addons={"PAG": partial(pag.attach, layers="blocks.1")},
 )

@@ -10,6 +10,7 @@ from autopipeline.families import stable_diffusion as sd
 from autopipeline.guidance import Unguided
 from autopipeline.stage import Family, Run, Stage, TaskRow
 from autopipeline.tasks.image2image import Image2Image
+from autopipeline.tasks.inpaint import Inpaint
 from autopipeline.tasks.text2image import Text2Image
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ IMAGE2IMAGE = TaskRow(
     params=dict(prompt=None, image=None, num_inference_steps=4, strength=0.8) | _REST,
     tensors=_TENSORS,
 )
+INPAINT = TaskRow(
+    task=Inpaint,
+    params=dict(prompt=None, image=None, mask_image=None, masked_image_latents=None, height=None, width=None)
+    | dict(padding_mask_crop=None, num_inference_steps=4, strength=1.0)
+    | _REST,
+    tensors=(*_TENSORS, "mask", "masked_image_latents"),
+)
 
 
 def stages(components: Mapping[str, Any], run: Run) -> tuple[Stage, ...]:
@@ -54,7 +62,7 @@ def stages(components: Mapping[str, Any], run: Run) -> tuple[Stage, ...]:
             stage,
             schedule=schedule,
             guide=_unguided,
-            emit=_clean,
+            emit=_clean if run.get("mask_image") is None else stage.emit,  # there, what is kept is in x alone
             public={**stage.public, "timestep_cond": "w_embedding"},
         ),
     )
@@ -88,7 +96,7 @@ FAMILY = Family(
     stem="LatentConsistencyModel",
     slots=sd.SLOTS,
     settings={"requires_safety_checker": True},
-    tasks={"text2image": TEXT2IMAGE, "image2image": IMAGE2IMAGE},
+    tasks={"text2image": TEXT2IMAGE, "image2image": IMAGE2IMAGE, "inpaint": INPAINT},
     stages=stages,
     finish=sd.finish,
     check=check,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autopipeline import captions, images, prompts
+from autopipeline.addons import pag
 from autopipeline.families import bins, callbacks
 from autopipeline.families import stable_diffusion as sd
 from autopipeline.families.schedules import schedule
@@ -216,4 +218,6 @@ FAMILY = Family(
     size=default_size,
     check=check,
     read=read,
+    variants={frozenset({"PAG"}): rows(120, pag.PARAMS)},
+    addons={"PAG": partial(pag.attach, layers="blocks.1")},
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 from torch import Tensor
 
@@ -31,5 +30,4 @@ FAMILY = replace(
     tasks=alpha.rows(300),
     stages=stages,
     variants={frozenset({"PAG"}): alpha.rows(300, pag.PARAMS)},
-    addons={"PAG": partial(pag.attach, layers="blocks.1")},
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from autopipeline import captions, prompts
+from autopipeline import captions, images, prompts
 from autopipeline.addons import pag
 from autopipeline.families import bins
 from autopipeline.families import stable_diffusion as sd
@@ -17,6 +17,8 @@ from autopipeline.families.schedules import require_flow, schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
 from autopipeline.spaces import LatentSpace
 from autopipeline.stage import Cond, Family, Finished, Pred, Predict, Run, Slot, Stage, TaskRow
+from autopipeline.tasks.image2image import Image2Image
+from autopipeline.tasks.inpaint import Inpaint
 from autopipeline.tasks.text2image import Text2Image
 
 if TYPE_CHECKING:
@@ -49,19 +51,37 @@ SLOTS = {
     "transformer": Slot(("SanaTransformer2DModel",)),
     "scheduler": Slot(("Scheduler",)),
 }
-TEXT2IMAGE = TaskRow(
-    task=Text2Image,
-    params=dict(prompt=None, negative_prompt="", num_inference_steps=20, timesteps=None, sigmas=None)
-    | dict(guidance_scale=4.5, num_images_per_prompt=1, height=1024, width=1024)
-    | dict(eta=0.0, generator=None, latents=None)
+_PROMPTS = dict(prompt=None, negative_prompt="")
+_STEPS = dict(num_inference_steps=20, timesteps=None, sigmas=None, guidance_scale=4.5, num_images_per_prompt=1)
+_REST = (
+    dict(eta=0.0, generator=None, latents=None)
     | dict(prompt_embeds=None, prompt_attention_mask=None)
     | dict(negative_prompt_embeds=None, negative_prompt_attention_mask=None)
-    | dict(output_type="pil", return_dict=True, clean_caption=False, use_resolution_binning=True)
-    | dict(attention_kwargs=None)
-    | sd.CALLBACK
-    | dict(max_sequence_length=300, complex_human_instruction=INSTRUCTION),
-    tensors=("latents", "prompt_embeds", "negative_prompt_embeds"),
+    | dict(output_type="pil", return_dict=True, clean_caption=False)
 )
+_END = dict(attention_kwargs=None) | sd.CALLBACK | dict(max_sequence_length=300, complex_human_instruction=INSTRUCTION)
+_TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
+TEXT2IMAGE = TaskRow(
+    task=Text2Image,
+    params=_PROMPTS | _STEPS | dict(height=1024, width=1024) | _REST | dict(use_resolution_binning=True) | _END,
+    tensors=_TENSORS,
+)
+TASKS = {
+    "text2image": TEXT2IMAGE,
+    "image2image": TaskRow(
+        task=Image2Image, params=_PROMPTS | dict(image=None, strength=0.6) | _STEPS | _REST | _END, tensors=_TENSORS
+    ),
+    "inpaint": TaskRow(
+        task=Inpaint,
+        params=_PROMPTS
+        | dict(image=None, mask_image=None, height=None, width=None, padding_mask_crop=None, strength=0.6)
+        | _STEPS
+        | _REST
+        | _END,
+        tensors=(*_TENSORS, "mask", "masked_image_latents"),
+    ),
+}
+"""Pictures to begin with decide themselves what size is made: the list of sizes is for text-to-image."""
 
 
 def guide(run: Run) -> Guidance:
@@ -164,7 +184,7 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
 
 
 def _space(components: Components, run: Run) -> LatentSpace:
-    made = _made(components, run.args) if run["use_resolution_binning"] else None
+    made = _made(components, run.args) if run.get("use_resolution_binning") else None
     return LatentSpace(components["vae"], patch=components["transformer"].config.patch_size, made=made)
 
 
@@ -176,7 +196,7 @@ def _made(components: Components, args: Mapping[str, Any]) -> tuple[int, int]:
 def finish(components: Components, run: Run, x: Tensor) -> Finished:
     """Decode, and cut to the size that was asked for."""
     pictures = _space(components, run).decode(x)
-    return Finished(bins.cut(pictures, run["height"], run["width"]) if run["use_resolution_binning"] else pictures)
+    return Finished(bins.cut(pictures, run["height"], run["width"]) if run.get("use_resolution_binning") else pictures)
 
 
 def default_size(components: Components) -> tuple[int, int]:
@@ -195,12 +215,14 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse what can't work, before anything is computed."""
     prompts.check(args)
     prompts.check_masks(args)
-    binned = args["use_resolution_binning"]
-    sides = _made(components, args) if binned else (args["height"], args["width"])
+    binned = args.get("use_resolution_binning")
+    sides = _made(components, args) if binned else (args.get("height"), args.get("width"))
     square = LatentSpace(components["vae"], patch=components["transformer"].config.patch_size).multiple
     for name, side in zip(("height", "width"), sides, strict=True):
-        if side % square:
+        if side is not None and side % square:
             raise ValueError(f"{name}={side} is not a positive multiple of {square} pixels.")
+    if args.get("mask_image") is not None:
+        images.same_size(args["image"], args["mask_image"])
     told = args["complex_human_instruction"]
     if told and (not isinstance(told, list | tuple) or not all(isinstance(line, str) for line in told)):
         raise TypeError(f"complex_human_instruction has to be a list of strings, not {type(told).__name__}.")
@@ -211,12 +233,12 @@ FAMILY = Family(
     stem="Sana",
     slots=SLOTS,
     settings={},
-    tasks={"text2image": TEXT2IMAGE},
+    tasks=TASKS,
     stages=stages,
     finish=finish,
     size=default_size,
     check=check,
     read=read,
-    variants={frozenset({"PAG"}): {"text2image": pag.row(TEXT2IMAGE, "attention_kwargs")}},
+    variants={frozenset({"PAG"}): {name: pag.row(row, "attention_kwargs") for name, row in TASKS.items()}},
     addons={"PAG": partial(pag.attach, layers="transformer_blocks.0")},
 )

@@ -123,6 +123,7 @@ PAG = {
 }
 CONTROLNET_PAG = {
     "text2image": pag.row(CONTROLNET["text2image"]),
+    "image2image": pag.row(CONTROLNET["image2image"]),
     "inpaint": pag.row(CONTROLNET["inpaint"], "guess_mode"),
 }
 

@@ -18,7 +18,7 @@ from autopipeline.families.schedules import shift_of, strong
 from autopipeline.guidance import ClassifierFree, Guidance, Perturbed, Unguided
 from autopipeline.models.sd3 import SD3MultiControlNetModel
 from autopipeline.spaces import LatentSpace, factor
-from autopipeline.stage import Cond, Family, Finished, Pred, Run, Slot, Stage, TaskRow
+from autopipeline.stage import Cond, Family, Finished, Pred, Run, Slot, Stage, Task, TaskRow
 from autopipeline.tasks.image2image import Image2Image
 from autopipeline.tasks.inpaint import Inpaint
 from autopipeline.tasks.text2image import Text2Image
@@ -92,23 +92,34 @@ INPAINT = TaskRow(
 PAG = {
     "text2image": replace(pag.row(TEXT2IMAGE, "mu", *_SKIP), tensors=_TENSORS),
     "image2image": pag.row(IMAGE2IMAGE, "mu"),
+    "inpaint": pag.row(INPAINT, "mu"),
 }
-CONTROLNET = {
-    task: TaskRow(
-        task=Text2Image,
+
+
+def _controlled(task: Task, begin: dict[str, Any], *inputs: str, trigger: str | None = None) -> TaskRow:
+    """The row of a ControlNet task, from what it begins with and what the ControlNets look at."""
+    return TaskRow(
+        task=task,
         params=_PROMPTS
         | _SIZE
-        | dict(num_inference_steps=28)
+        | begin
         | _GUIDANCE
-        | control_blocks.params("control_image", *more)
+        | control_blocks.params(*inputs)
         | dict(controlnet_pooled_projections=None)
         | _REST,
         tensors=_TENSORS,
-        trigger=more[0] if more else None,
-        needs=("control_image", *more),
+        trigger=trigger,
+        needs=(*(["image"] if "image" in begin else []), *inputs),
     )
-    for task, more in (("text2image", ()), ("inpaint", ("control_mask",)))
+
+
+_FEWER = dict(num_inference_steps=28)
+CONTROLNET = {
+    "text2image": _controlled(Text2Image, _FEWER, "control_image"),
+    "image2image": _controlled(Image2Image, dict(image=None, strength=0.6, num_inference_steps=50), "control_image"),
+    "inpaint": _controlled(Text2Image, _FEWER, "control_image", "control_mask", trigger="control_mask"),
 }
+CONTROLNET_PAG = {name: pag.row(row) for name, row in CONTROLNET.items()}
 
 
 def guided(run: Run) -> bool:
@@ -307,7 +318,11 @@ FAMILY = Family(
     check=check,
     size=default_size,
     read=read,
-    variants={frozenset({"ControlNet"}): CONTROLNET, frozenset({"PAG"}): PAG},
+    variants={
+        frozenset({"ControlNet"}): CONTROLNET,
+        frozenset({"PAG"}): PAG,
+        frozenset({"ControlNet", "PAG"}): CONTROLNET_PAG,
+    },
     addons={
         "ControlNet": partial(control_blocks.attach, several=SD3MultiControlNetModel),
         "PAG": partial(pag.attach, layers="blocks.1"),

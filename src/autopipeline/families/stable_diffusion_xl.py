@@ -153,6 +153,7 @@ PAG = {"text2image": pag.row(TEXT2IMAGE), "image2image": pag.row(IMAGE2IMAGE), "
 CONTROLNET_PAG = {
     "text2image": pag.row(CONTROLNET["text2image"], "guess_mode"),
     "image2image": pag.row(CONTROLNET["image2image"]),
+    "inpaint": pag.row(CONTROLNET["inpaint"]),
 }
 
 
