@@ -27,6 +27,8 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.unet": ("UNet2DConditionModel",),
     "autopipeline.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
     "autopipeline.models.bert": ("BertModel",),
+    "autopipeline.models.prior_transformer": ("PriorTransformer",),
+    "autopipeline.models.vq_model": ("VQModel",),
     "autopipeline.models.hunyuan": ("HunyuanDiT2DModel",),
     "autopipeline.models.auraflow": ("AuraFlowTransformer2DModel",),
     "autopipeline.models.cogview": ("CogView3PlusTransformer2DModel", "CogView4Transformer2DModel"),

@@ -32,6 +32,7 @@ from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
 from autopipeline.models.lumina import LuminaNextDiT2DModel as LuminaNextDiT2DModel
 from autopipeline.models.lumina2 import Lumina2Transformer2DModel as Lumina2Transformer2DModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
+from autopipeline.models.prior_transformer import PriorTransformer as PriorTransformer
 from autopipeline.models.sana import SanaTransformer2DModel as SanaTransformer2DModel
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
 from autopipeline.models.sd3 import SD3MultiControlNetModel as SD3MultiControlNetModel
@@ -39,6 +40,7 @@ from autopipeline.models.sd3 import SD3Transformer2DModel as SD3Transformer2DMod
 from autopipeline.models.t5 import T5EncoderModel as T5EncoderModel
 from autopipeline.models.t5 import UMT5EncoderModel as UMT5EncoderModel
 from autopipeline.models.unet import UNet2DConditionModel as UNet2DConditionModel
+from autopipeline.models.vq_model import VQModel as VQModel
 from autopipeline.models.z_image import ZImageTransformer2DModel as ZImageTransformer2DModel
 from autopipeline.models.z_image_controlnet import ZImageControlNetModel as ZImageControlNetModel
 from autopipeline.pipeline import DiffusionPipeline as DiffusionPipeline
@@ -737,6 +739,198 @@ class HunyuanDiTPipeline(DiffusionPipeline):
         target_size: Any = None,
         crops_coords_top_left: Any = (0, 0),
         use_resolution_binning: Any = True,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class KandinskyV22CombinedPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        num_inference_steps: Any = 100,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        height: Any = 512,
+        width: Any = 512,
+        prior_guidance_scale: Any = 4.0,
+        prior_num_inference_steps: Any = 25,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        callback: Any = None,
+        callback_steps: Any = 1,
+        return_dict: Any = True,
+        prior_callback_on_step_end: Any = None,
+        prior_callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class KandinskyV22Img2ImgCombinedPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        negative_prompt: Any = None,
+        num_inference_steps: Any = 100,
+        guidance_scale: Any = 4.0,
+        strength: Any = 0.3,
+        num_images_per_prompt: Any = 1,
+        height: Any = 512,
+        width: Any = 512,
+        prior_guidance_scale: Any = 4.0,
+        prior_num_inference_steps: Any = 25,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        callback: Any = None,
+        callback_steps: Any = 1,
+        return_dict: Any = True,
+        prior_callback_on_step_end: Any = None,
+        prior_callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        mask_image: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class KandinskyV22Img2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image_embeds: Any = None,
+        image: Any = None,
+        negative_image_embeds: Any = None,
+        height: Any = 512,
+        width: Any = 512,
+        num_inference_steps: Any = 100,
+        guidance_scale: Any = 4.0,
+        strength: Any = 0.3,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback: Any = None,
+        callback_steps: Any = 1,
+        *,
+        mask_image: Any = None,
+        latents: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class KandinskyV22InpaintCombinedPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        negative_prompt: Any = None,
+        num_inference_steps: Any = 100,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        height: Any = 512,
+        width: Any = 512,
+        prior_guidance_scale: Any = 4.0,
+        prior_num_inference_steps: Any = 25,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        prior_callback_on_step_end: Any = None,
+        prior_callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback: Any = None,
+        callback_steps: Any = 1,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class KandinskyV22InpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image_embeds: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        negative_image_embeds: Any = None,
+        height: Any = 512,
+        width: Any = 512,
+        num_inference_steps: Any = 100,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback: Any = None,
+        callback_steps: Any = 1,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class KandinskyV22Pipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image_embeds: Any = None,
+        negative_image_embeds: Any = None,
+        height: Any = 512,
+        width: Any = 512,
+        num_inference_steps: Any = 100,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback: Any = None,
+        callback_steps: Any = 1,
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class KandinskyV22PriorPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        num_images_per_prompt: Any = 1,
+        num_inference_steps: Any = 25,
+        generator: Any = None,
+        latents: Any = None,
+        guidance_scale: Any = 4.0,
+        output_type: Any = 'pt',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
         *,
         seed: Any = None,
         cancel: Any = None,

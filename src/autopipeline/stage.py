@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -83,7 +84,8 @@ class Random:
     def normal(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Noise of `shape`, drawn where the generator lives and moved to `device`; of a list, the first ones draw."""
         if isinstance(self.generator, list):
-            rows = [self._draw((1, *shape[1:]), g, dtype, device) for g in self.generator[: shape[0]]]
+            turns = islice(cycle(self.generator), shape[0])  # again from the first, where pictures have several rows
+            rows = [self._draw((1, *shape[1:]), g, dtype, device) for g in turns]
             return torch.cat(rows)
         return self._draw(shape, self.generator, dtype, device)
 
@@ -237,3 +239,4 @@ class Finished(NamedTuple):
 
     pictures: Tensor  # (B, 3, H, W)
     flagged: list[bool] | None = None
+    raw: bool = False  # as tensors ("pt") they are given as they are, not in 0..1

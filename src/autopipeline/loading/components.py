@@ -25,6 +25,8 @@ HOMES = {
     "ControlNetModel": "autopipeline.models.controlnet",
     "MultiControlNetModel": "autopipeline.models.controlnet",
     "AuraFlowTransformer2DModel": "autopipeline.models.auraflow",
+    "PriorTransformer": "autopipeline.models.prior_transformer",
+    "VQModel": "autopipeline.models.vq_model",
     "BertModel": "autopipeline.models.bert",
     "HunyuanDiT2DModel": "autopipeline.models.hunyuan",
     "CogView3PlusTransformer2DModel": "autopipeline.models.cogview",

@@ -21,7 +21,8 @@ class Text2Image:
 
     def begin(self, solver: Solver, grid: Grid) -> Tensor:
         """Noise at the first level of the grid."""
-        shape = self.stage.space.shape(self.run, self.run["height"], self.run["width"])
+        height, width = self.run.get("height", 0), self.run.get("width", 0)  # embeddings have none
+        shape = self.stage.space.shape(self.run, height, width)
         return given_or_drawn(self.stage, self.run, shape) * grid.init_noise_sigma
 
     def condition(self) -> Cond:
