@@ -27,6 +27,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.unet": ("UNet2DConditionModel",),
     "autopipeline.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
     "autopipeline.models.bert": ("BertModel",),
+    "autopipeline.models.multilingual_clip": ("MultilingualCLIP",),
     "autopipeline.models.prior_transformer": ("PriorTransformer",),
     "autopipeline.models.vq_model": ("VQModel",),
     "autopipeline.models.hunyuan": ("HunyuanDiT2DModel",),

@@ -36,6 +36,9 @@ from autopipeline.stage import Ask, Family, Finished, Loop, Run, Stage, Step
 PEER_VERSION = "0.42.1"
 """Written as `_diffusers_version`: the layout that saved folders have."""
 
+PACKAGES = {"StableDiffusionSafetyChecker": "stable_diffusion", "MultilingualCLIP": "kandinsky"}
+"""Classes that model_index.json names with a package of pipelines, in place of a library."""
+
 HARMLESS = {"low_cpu_mem_usage", "proxies", "mirror", "add_watermarker", "trust_remote_code", "custom_pipeline"}
 """Keywords of `from_pretrained` that other libraries take; accepted only where they ask for what happens anyway."""
 
@@ -524,11 +527,11 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
     if part is None:
         return [None, None]
     class_name = type(part).__name__
-    if class_name == "StableDiffusionSafetyChecker":
-        return ["stable_diffusion", class_name]
+    if class_name in PACKAGES:
+        return [PACKAGES[class_name], class_name]
     if foreign.is_foreign(type(part)):
         return ["transformers", class_name]
-    theirs = ("CLIP", "T5", "UMT5", "Bert", "Llama", "Gemma")
+    theirs = ("CLIP", "T5", "UMT5", "XLMRoberta", "Bert", "Llama", "Gemma")
     return ["transformers" if class_name.startswith(theirs) else "diffusers", class_name]
 
 

@@ -93,11 +93,6 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     return unclip.chained(components, run, *decoder_stages(components, run))
 
 
-def size(components: Components) -> tuple[int, int]:
-    """Height and width in pixels, where a call names none."""
-    return 512, 512
-
-
 _NONE: dict[str, Any] = {}
 
 PRIOR = Family(
@@ -109,7 +104,7 @@ PRIOR = Family(
     stages=unclip.prior_stages,
     finish=unclip.prior_finish,
     check=unclip.prior_check,
-    size=size,
+    size=unclip.size,
 )
 DECODER = Family(
     key="kandinsky22-decoder",
@@ -121,7 +116,7 @@ DECODER = Family(
     finish=unclip.decoder_finish,
     check=unclip.decoder_check,
     read=unclip.decoder_read,
-    size=size,
+    size=unclip.size,
 )
 FAMILY = Family(
     key="kandinsky22",
@@ -133,6 +128,6 @@ FAMILY = Family(
     finish=unclip.decoder_finish,
     check=unclip.check,
     read=callbacks.read,
-    size=size,
+    size=unclip.size,
     linked="prior",
 )

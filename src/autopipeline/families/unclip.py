@@ -197,12 +197,9 @@ def prior_condition(components: Components, run: Run) -> Cond:
         out = encoder(prompts.tokens(tokenizer, branch).to(encoder.device))
         hidden = prompts.finite(out.last, "text_encoder")
         columns.append((out.pooled.to(prior.dtype), hidden.to(prior.dtype), tokenizer.counted(branch).bool()))
-    names = ("proj_embedding", "encoder_hidden_states", "attention_mask")
-    times = run.batch // run.prompts
-    joined = (
-        torch.cat([prompts.each(rows.to(prior.device), times) for rows in each]) for each in zip(*columns, strict=True)
-    )
-    return dict(zip(names, joined, strict=True))
+    times, pairs = run.batch // run.prompts, zip(*columns, strict=True)
+    joined = [torch.cat([prompts.each(rows.to(prior.device), times) for rows in each]) for each in pairs]
+    return dict(zip(("proj_embedding", "encoder_hidden_states", "attention_mask"), joined, strict=True))
 
 
 def prior_stages(components: Components, run: Run) -> tuple[Stage, ...]:
@@ -319,14 +316,17 @@ def decoder_read(components: Components, args: dict[str, Any]) -> dict[str, Any]
 def decoder_check(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse what can't work, before anything is computed."""
     image, negative = args["image_embeds"], args["negative_image_embeds"]
+    if not isinstance(image, Tensor):
+        raise TypeError("image_embeds are needed, as a torch.Tensor or a list of them; a prior makes them.")
     if negative is None and args["guidance_scale"] > 1:
         raise ValueError("Guidance needs negative_image_embeds beside image_embeds; a prior makes both.")
     if negative is not None and negative.shape != image.shape:
         raise ValueError(
             f"image_embeds {tuple(image.shape)} and negative_image_embeds {tuple(negative.shape)} differ in shape."
         )
-    width = components["unet"].config.encoder_hid_dim
-    if image.shape[1] != width and "prompt" not in args:
+    config = components["unet"].config
+    width = config.encoder_hid_dim if config.encoder_hid_dim_type == "image_proj" else config.cross_attention_dim
+    if image.shape[1] != width:
         raise ValueError(f"image_embeds have {image.shape[1]} numbers each; this unet takes {width}.")
     check_pictures(args)
 
@@ -335,6 +335,11 @@ def check_pictures(args: Mapping[str, Any]) -> None:
     """Picture and mask fit each other."""
     if args.get("mask_image") is not None:
         images.same_size(args["image"], args["mask_image"])
+
+
+def size(components: Components) -> tuple[int, int]:
+    """Height and width in pixels, where a call names none."""
+    return 512, 512
 
 
 # --- both ------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ HOMES = {
     "MultiControlNetModel": "autopipeline.models.controlnet",
     "AuraFlowTransformer2DModel": "autopipeline.models.auraflow",
     "PriorTransformer": "autopipeline.models.prior_transformer",
+    "MultilingualCLIP": "autopipeline.models.multilingual_clip",
     "VQModel": "autopipeline.models.vq_model",
     "BertModel": "autopipeline.models.bert",
     "HunyuanDiT2DModel": "autopipeline.models.hunyuan",
@@ -59,6 +60,7 @@ HOMES = {
     "BertTokenizer": "autopipeline.text",
     "LlamaTokenizer": "autopipeline.text",
     "T5Tokenizer": "autopipeline.text",
+    "XLMRobertaTokenizer": "autopipeline.text",
     "GemmaTokenizer": "autopipeline.text",
     "CLIPImageProcessor": "autopipeline.images",
 }
@@ -72,6 +74,7 @@ ALIASES: dict[str, str] = {
     "BertTokenizerFast": "BertTokenizer",
     "LlamaTokenizerFast": "LlamaTokenizer",
     "T5TokenizerFast": "T5Tokenizer",
+    "XLMRobertaTokenizerFast": "XLMRobertaTokenizer",
     "GemmaTokenizerFast": "GemmaTokenizer",
     "Transformer2DModel": "PixArtTransformer2DModel",  # in older checkpoints
 }

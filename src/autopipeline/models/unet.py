@@ -403,8 +403,8 @@ class UNet2DConditionModel(Encoder):
         """The prediction for `sample` (B, C, H, W) at `timestep` (B,) with a text (B, T, D).
 
         `timestep_cond` (B, W) embeds a guidance scale; `text_embeds` (B, P) and `time_ids` (B, 5 or 6) are the pooled
-        text and the sizes of Stable Diffusion XL; `image_embeds` (B, I) is Kandinsky's picture, which stands for a text;
-        the residuals come from a ControlNet; `perturbed` (B, K) is true for those of the K self-attentions that are to
+        text and the sizes of Stable Diffusion XL; `image_embeds` (B, I) is what Kandinsky makes a picture of; the
+        residuals come from a ControlNet; `perturbed` (B, K) is true for those of the K self-attentions that are to
         leave every place as it is.
         """
         text = encoder_hidden_states
