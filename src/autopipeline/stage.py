@@ -168,6 +168,10 @@ class BoundTask(Protocol):
         """What is kept of x after the step to grid index i."""
         ...
 
+    def end(self, x: Tensor) -> Tensor:
+        """What leaves the last step, after callbacks have seen it."""
+        ...
+
     def tensors(self) -> dict[str, Tensor]:
         """What callbacks may see and replace, by name; replaced ones come back through `replace`."""
         ...

@@ -82,7 +82,7 @@ DECODER_TASKS = {
 
 
 def text_rows(components: Components, run: Run) -> Cond:
-    """Vectors and hidden states of the texts of all branches; the negative prompt is the prior's, where there is one."""
+    """Vectors and hidden states of the texts of all branches; a negative prompt is the prior's, where there is one."""
     alone = run.get("prior_num_inference_steps") is None
     texts = [prompts.rows(run["prompt"], run.prompts, "prompt")]
     if "negative" in unclip.guide(run).branches:

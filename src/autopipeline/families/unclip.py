@@ -156,10 +156,14 @@ class Repaint(Text2Image):
 
     def keep(self, x: Tensor, solver: Solver, i: int, last: bool) -> Tensor:
         """Outside the mask, the original at the noise level reached (the clean original at the end)."""
-        if self.sees and not self.blends:
-            return x
-        known = self.image if last else solver.noised(self.image, self.noise, i)
-        return self.kept * known + (1 - self.kept) * x
+        return self._back(x, self.image if last else solver.noised(self.image, self.noise, i))
+
+    def end(self, x: Tensor) -> Tensor:
+        """Outside the mask the original, whatever a callback has made of it."""
+        return self._back(x, self.image)
+
+    def _back(self, x: Tensor, known: Tensor) -> Tensor:
+        return x if self.sees and not self.blends else self.kept * known + (1 - self.kept) * x
 
     def tensors(self) -> dict[str, Tensor]:
         """Where the picture is known, and what."""

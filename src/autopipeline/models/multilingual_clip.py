@@ -1,4 +1,4 @@
-"""The text encoder of Kandinsky 2.1: XLM-RoBERTa (Conneau et al. 2020), and its mean in the space of CLIP's pictures."""
+"""The text encoder of Kandinsky 2.1: XLM-RoBERTa (Conneau et al. 2020), whose mean lies with CLIP's pictures."""
 
 from __future__ import annotations
 

@@ -33,6 +33,10 @@ class Text2Image:
         """All of it."""
         return x
 
+    def end(self, x: Tensor) -> Tensor:
+        """As it is."""
+        return x
+
     def tensors(self) -> dict[str, Tensor]:
         """Nothing beyond the latents."""
         return {}
