@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,7 +114,7 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     return unclip.chained(components, run, *decoder_stages(components, run))
 
 
-def decoder_check(components: Components, args: dict[str, Any]) -> None:
+def decoder_check(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse what can't work, before anything is computed."""
     prompts.check(args)
     unclip.decoder_check(components, args)

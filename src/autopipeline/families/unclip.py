@@ -324,14 +324,11 @@ def decoder_check(components: Components, args: Mapping[str, Any]) -> None:
         raise TypeError("image_embeds are needed, as a torch.Tensor or a list of them; a prior makes them.")
     if negative is None and args["guidance_scale"] > 1:
         raise ValueError("Guidance needs negative_image_embeds beside image_embeds; a prior makes both.")
-    if negative is not None and negative.shape != image.shape:
-        raise ValueError(
-            f"image_embeds {tuple(image.shape)} and negative_image_embeds {tuple(negative.shape)} differ in shape."
-        )
     config = components["unet"].config
     width = config.encoder_hid_dim if config.encoder_hid_dim_type == "image_proj" else config.cross_attention_dim
-    if image.shape[1] != width:
-        raise ValueError(f"image_embeds have {image.shape[1]} numbers each; this unet takes {width}.")
+    for name, rows in (("image_embeds", image), ("negative_image_embeds", negative)):
+        if rows is not None and rows.shape[1] != width:
+            raise ValueError(f"{name} have {rows.shape[1]} numbers each; this unet takes {width}.")
     check_pictures(args)
 
 

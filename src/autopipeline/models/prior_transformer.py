@@ -27,6 +27,18 @@ class Inner(nn.Module):
         return functional.gelu(self.proj(x))
 
 
+class Perceptron(nn.Module):
+    """A layer four times as wide, and back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([Inner(width), nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., D)."""
+        return self.net[2](self.net[0](x))
+
+
 class Block(nn.Module):
     """Self-attention and a perceptron, with norms first."""
 
@@ -34,14 +46,12 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn1 = Attention(width, heads, bias=True)
-        self.ff = nn.Module()
-        self.ff.add_module("net", nn.ModuleList([Inner(width), nn.Identity(), nn.Linear(4 * width, width)]))
+        self.ff = Perceptron(width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, L, D), with scores to add (B, 1, L, L)."""
         x = x + self.attn1(self.norm1(x), mask=mask)
-        wide, _, back = self.ff.net  # type: ignore[misc]
-        return x + back(wide(self.norm3(x)))
+        return x + self.ff(self.norm3(x))
 
 
 class PriorTransformer(Network):
