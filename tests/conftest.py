@@ -66,6 +66,13 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "qwenimage": qwenimage.checkpoint,
     "qwenimage-edit": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPipeline"),
     "qwenimage-edit-plus": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPlusPipeline", zero_cond_t=True),
+    "kandinsky22": tiny.kandinsky,
+    "kandinsky22-9": lambda folder: tiny.kandinsky(folder, in_channels=9),
+    "kandinsky22-decoder": lambda folder: tiny.kandinsky(folder, parts="decoder"),
+    "kandinsky22-prior": lambda folder: tiny.kandinsky(folder, parts="prior"),
+    "kandinsky": lambda folder: tiny.kandinsky(folder, "21"),
+    "kandinsky-9": lambda folder: tiny.kandinsky(folder, "21", in_channels=9),
+    "kandinsky-decoder": lambda folder: tiny.kandinsky(folder, "21", "decoder"),
     "z-image": language.z_image,
     "z-image-shifted": lambda folder: language.z_image(folder, shift=tiny.FLUX_SHIFT),
 }

@@ -73,11 +73,14 @@ MADE: dict[str, Made] = {
     "z-image-controlnet-inpaint": Made("z-image", "z-image"),
     "lumina": Made("lumina"),
     "lumina2": Made("lumina2"),
+    "kandinsky": Made("kandinsky"),
+    "kandinsky22": Made("kandinsky22"),
 }
 """By the key of a row; rows with PAG are made as those without it."""
 
 SMALL = dict(height=32, width=32, max_sequence_length=16)
 PIXART = dict(max_sequence_length=16, clean_caption=False, use_resolution_binning=False)
+STAGES = dict(height=64, width=64, prior_num_inference_steps=2)
 QWEN = dict(height=32, width=32, true_cfg_scale=3.0, negative_prompt="sun")
 CALLS: dict[str, dict[str, Any]] = {
     "stable-diffusion-3": dict(max_sequence_length=16),
@@ -98,6 +101,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "cogview3": SMALL,
     "cogview4": SMALL,
     "z-image": SMALL,
+    "kandinsky": STAGES,
+    "kandinsky22": STAGES,
     "lumina": dict(max_sequence_length=16, clean_caption=False),
     "lumina2": dict(max_sequence_length=24, system_prompt="sun"),
     "sana": SMALL | dict(use_resolution_binning=False, complex_human_instruction=None),
@@ -130,7 +135,7 @@ def made(key: str) -> Made | None:
 def test_every_built_row_is_tried() -> None:
     assert [key for key in ROWS if made(key) is None] == []
     assert set(MADE) <= set(ROWS)
-    assert {row.family for row in ROWS.values()} == set(families.BUILT)
+    assert {row.family for row in ROWS.values()} == set(families.BUILT) - {row.key for row in names.PARTS}
 
 
 pytestmark = [
@@ -327,9 +332,10 @@ def test_cancel_at_a_step(load: Any, key: str, task: str) -> None:
 @pytest.mark.parametrize(("key", "task"), CASES)
 def test_stream_ends_with_the_result(load: Any, seen: Any, key: str, task: str) -> None:
     pipe = load(key, task)
-    steps = list(pipe.stream(**arguments(pipe, task)))
+    every = list(pipe.stream(**arguments(pipe, task)))
+    steps = every[-every[-1].total :]  # of the last stage
     assert [step.index for step in steps] == list(range(steps[0].total))
-    assert all(step.result is None for step in steps[:-1])
+    assert all(step.result is None for step in every[:-1])
     assert np.array_equal(steps[-1].result.images, seen(key, task))
     preview = steps[0].preview()[0]
     assert 0 < max(preview.size) <= 128

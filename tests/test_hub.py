@@ -194,3 +194,31 @@ def test_the_endpoint_of_the_environment(hub: Hub, tmp_path: Path) -> None:
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "StableDiffusionXLImg2ImgPipeline"
+
+
+def test_a_decoder_and_the_prior_that_its_card_names(hub: Hub, checkpoint: Any, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint("kandinsky22-decoder"), tmp_path / "decoder")
+    (tmp_path / "decoder" / "README.md").write_text("---\nprior:\n- tiny/prior\n---\n")
+    hub.add("tiny/decoder", tmp_path / "decoder")
+    hub.add("tiny/prior", checkpoint("kandinsky22-prior"))
+    pipe = ap.AutoPipelineForText2Image.from_pretrained("tiny/decoder")
+    assert type(pipe) is ap.KandinskyV22CombinedPipeline
+    assert "tiny/prior/prior/diffusion_pytorch_model.safetensors" in hub.fetched
+    assert set(hub.fetched.values()) == {1}
+    local = ap.AutoPipelineForText2Image.from_pretrained(tmp_path / "decoder", prior="tiny/prior")
+    call = dict(prompt="cat", height=32, width=32, num_inference_steps=2, prior_num_inference_steps=2, seed=7)
+    assert (pipe(**call, output_type="pt").images == local(**call, output_type="pt").images).all()
+
+
+def test_a_card_from_the_hub_names_no_folder_of_this_machine(hub: Hub, checkpoint: Any, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint("kandinsky22-decoder"), tmp_path / "decoder")
+    card = f"---\nprior:\n- {checkpoint('kandinsky22-prior')}\n---\n"
+    (tmp_path / "decoder" / "README.md").write_text(card)
+    hub.add("tiny/decoder", tmp_path / "decoder")
+    with pytest.raises(ap.CheckpointError):
+        ap.AutoPipelineForText2Image.from_pretrained("tiny/decoder")
+
+
+def test_a_prior_that_is_not_there(hub: Hub, checkpoint: Any) -> None:
+    with pytest.raises(ap.CheckpointError, match="tiny/nowhere"):
+        ap.AutoPipelineForText2Image.from_pretrained(checkpoint("kandinsky22-decoder"), prior="tiny/nowhere")

@@ -55,6 +55,7 @@ PIXART_NEGATIVE = dict(negative_prompt_embeds=None, negative_prompt_attention_ma
 FLUX_EMBEDS = FLUX | dict(prompt=None, prompt_embeds=(1, 9, 24), pooled_prompt_embeds=(1, 24))
 TRUE = FLUX | dict(true_cfg_scale=3.0)
 SIGMAS = dict(sigmas=[0.9, 0.6, 0.5, 0.2], strength=0.8)
+STAGES = dict(height=64, width=64, prior_num_inference_steps=3)
 SANA = FLUX | dict(use_resolution_binning=False)
 TOLD = ["Paint the sun:", "- a red cat", "Words: "]
 SANA_EMBEDS = dict(
@@ -260,6 +261,16 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("lcm", "text2image", dict(guidance_scale=3.0)),
     ("lcm", "image2image", dict(original_inference_steps=20)),
+    ("kandinsky22", "text2image", STAGES | dict(negative_prompt="sun", num_images_per_prompt=2, height=20)),
+    ("kandinsky22", "text2image", STAGES | dict(prior_guidance_scale=1.0, latents=(1, 24), output_type="latent")),
+    ("kandinsky22", "text2image", STAGES | dict(prompt=["red", "a cat"], guidance_scale=1.0, output_type="pt")),
+    ("kandinsky22", "image2image", STAGES | GENTLE | dict(num_images_per_prompt=2)),
+    ("kandinsky22", "image2image", STAGES | GENTLE | dict(height=40, width=40, output_type="pt")),
+    ("kandinsky22-9", "inpaint", STAGES | dict(width=96, negative_prompt="sea", num_images_per_prompt=2)),
+    ("kandinsky", "text2image", STAGES | dict(negative_prompt="sun", num_images_per_prompt=2, height=20)),
+    ("kandinsky", "text2image", STAGES | dict(prompt=["a red", "cat on the sun " * 3], output_type="pt")),
+    ("kandinsky", "image2image", STAGES | GENTLE),
+    ("kandinsky-9", "inpaint", STAGES | dict(width=96, negative_prompt="sea", guidance_scale=7.0)),
     ("xl", "text2image", {}),
     ("xl", "text2image", dict(prompt_2="sun", negative_prompt="cat", negative_prompt_2="sun", clip_skip=1)),
     ("xl", "text2image", MICRO | NEGATIVE_MICRO | dict(num_images_per_prompt=2)),
@@ -288,6 +299,9 @@ def pair(checkpoint: Callable[[str], Path]) -> Any:
             peer.transformer.register_to_config(guidance_embeds=False)
         if not hasattr(peer.text_encoder, "text_model"):  # where the peer looks for it when clip_skip is given
             object.__setattr__(peer.text_encoder, "text_model", peer.text_encoder)
+        encoder = getattr(peer, "text_encoder", None)
+        if encoder is not None and not hasattr(encoder, "text_model"):  # where the peer looks when clip_skip is given
+            object.__setattr__(encoder, "text_model", encoder)
         return loaded[0], loaded[1]
 
     return load

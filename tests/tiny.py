@@ -616,6 +616,85 @@ def lcm(folder: Path) -> Path:
     )
 
 
+KANDINSKY_UNET = UNET | dict(
+    out_channels=8,
+    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    attention_head_dim=8,
+    resnet_time_scale_shift="scale_shift",
+)
+MOVQ = dict(
+    block_out_channels=(32, 32, 64),
+    down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
+    layers_per_block=1,
+    latent_channels=4,
+    num_vq_embeddings=16,
+    vq_embed_dim=4,
+    norm_type="spatial",
+)
+
+
+def kandinsky_prior(folder: Path) -> dict[str, Any]:
+    """The components of the prior of both Kandinsky 2 in miniature."""
+    import diffusers
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    sizes = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, projection_dim=24)
+    vision = CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
+    shape = dict(num_attention_heads=3, attention_head_dim=8, num_layers=2, embedding_dim=24)
+    drawn = dict(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0)
+    return dict(
+        prior=redraw(diffusers.PriorTransformer(**shape), 41),
+        image_encoder=redraw(CLIPVisionModelWithProjection(vision), 42),
+        text_encoder=text_encoder(43, projection=True),
+        tokenizer=_tokenizer(folder),
+        scheduler=diffusers.UnCLIPScheduler(**drawn),
+        image_processor=CLIPImageProcessor(size=8, crop_size=8),
+    )
+
+
+def kandinsky(folder: Path, version: str = "22", parts: str = "both", **changes: Any) -> Path:
+    """Kandinsky 2.1 ("21") or 2.2 in miniature: "both" stages, the "decoder" or the "prior" alone."""
+    import diffusers
+
+    stem = {"21": "Kandinsky", "22": "KandinskyV22"}[version]
+    infix = "Inpaint" if changes.get("in_channels") == 9 else ""
+    prior = kandinsky_prior(folder) if parts != "decoder" else {}
+    if parts == "prior":
+        getattr(diffusers, f"{stem}PriorPipeline")(**prior).save_pretrained(folder)
+        return folder
+    kind = "image" if version == "22" else "text_image"
+    seen = dict(addition_embed_type=kind, encoder_hid_dim_type=f"{kind}_proj")
+    seen |= dict(encoder_hid_dim=24 if version == "22" else 20)
+    learned = dict(beta_schedule="linear", beta_start=0.00085, beta_end=0.012, variance_type="learned_range")
+    decoder: dict[str, Any] = dict(
+        unet=redraw(diffusers.UNet2DConditionModel(**KANDINSKY_UNET | seen | changes), 44),
+        scheduler=diffusers.DDPMScheduler(**learned),
+        movq=redraw(diffusers.VQModel(**MOVQ), 45),
+    )
+    decoder |= multilingual() if version == "21" else {}
+    decoder |= {f"prior_{name}": part for name, part in prior.items()}
+    suffix = "Combined" if parts == "both" else ""
+    getattr(diffusers, f"{stem}{infix}{suffix}Pipeline")(**decoder).save_pretrained(folder)
+    return folder
+
+
+def multilingual() -> dict[str, Any]:
+    """Kandinsky 2.1's text encoder and tokenizer in miniature."""
+    from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
+    from transformers import XLMRobertaTokenizer
+
+    vocab = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *PIECES[3:], ("<mask>", 0.0)]
+    sizes = dict(hidden_size=20, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2)
+    sizes |= dict(vocab_size=len(vocab), max_position_embeddings=90, transformerDimSize=20, imageDimSize=24)
+    return dict(
+        text_encoder=redraw(MultilingualCLIP(MCLIPConfig(**sizes)), 46),
+        tokenizer=XLMRobertaTokenizer(vocab=vocab, model_max_length=77),
+    )
+
+
 def photo(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
     """A picture of smooth colours."""
     y, x = np.mgrid[0:height, 0:width] / 16

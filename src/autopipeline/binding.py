@@ -22,7 +22,7 @@ BATCHED = ("image", "mask_image", "masked_image_latents", "control_mask", *promp
 EMBEDS = [
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     *("prompt_attention_mask", "negative_prompt_attention_mask", "latents"),
-    *("prompt_embeds_mask", "negative_prompt_embeds_mask"),
+    *("prompt_embeds_mask", "negative_prompt_embeds_mask", "image_embeds", "negative_image_embeds"),
     *("prompt_embeds_2", "negative_prompt_embeds_2"),
     *("prompt_attention_mask_2", "negative_prompt_attention_mask_2"),
 ]
@@ -32,6 +32,8 @@ NUMBERS = [  # and other single values
     "num_inference_steps",
     "original_inference_steps",
     "guidance_scale",
+    "prior_num_inference_steps",
+    "prior_guidance_scale",
     "guidance_rescale",
     "true_cfg_scale",
     "cfg_normalization",

@@ -48,7 +48,7 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
             x, x0 = changes.get("latents", x), changes.get("denoised", x0)  # type: ignore[union-attr]
             cond = cond | _changed(stage, cond, changes, len(x))  # type: ignore[arg-type]
             task.replace(changes)  # type: ignore[arg-type]
-    return stage.emit(x, x0)
+    return stage.emit(task.end(x), x0)
 
 
 def _blocks(cond: Cond, batch: int) -> int:

@@ -46,6 +46,7 @@ NUMBERS: dict[str, Number] = {
     "num_images_per_prompt": Number(1, whole=True),
     "original_inference_steps": _SIZE,
     "guidance_scale": Number(),
+    "prior_guidance_scale": Number(),
     "guidance_rescale": Number(0, 1),
     "true_cfg_scale": Number(),
     "max_sequence_length": Number(1, whole=True),
@@ -68,7 +69,7 @@ NUMBERS: dict[str, Number] = {
 }
 PAIRS = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 CROPS = ("crops_coords_top_left", "negative_crops_coords_top_left")
-RANKS = {"prompt_embeds": 3, "prompt_embeds_2": 3, "pooled_prompt_embeds": 2}
+RANKS = {"image_embeds": 2, "prompt_embeds": 3, "prompt_embeds_2": 3, "pooled_prompt_embeds": 2}
 TENSORS = ("latents", "masked_image_latents", "controlnet_pooled_projections")
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -34,6 +35,9 @@ from autopipeline.stage import Ask, Family, Finished, Loop, Run, Stage, Step
 
 PEER_VERSION = "0.42.1"
 """Written as `_diffusers_version`: the layout that saved folders have."""
+
+PACKAGES = {"StableDiffusionSafetyChecker": "stable_diffusion", "MultilingualCLIP": "kandinsky"}
+"""Classes that model_index.json names with a package of pipelines, in place of a library."""
 
 HARMLESS = {"low_cpu_mem_usage", "proxies", "mirror", "add_watermarker", "trust_remote_code", "custom_pipeline"}
 """Keywords of `from_pretrained` that other libraries take; accepted only where they ask for what happens anyway."""
@@ -335,6 +339,8 @@ class DiffusionPipeline:
         done = self.family.finish(self.components, run, x)
         if not isinstance(done, Finished):
             return Named(done)
+        if done.raw and kind == "pt":
+            return Output(done.pictures, done.flagged)
         shown = images.to_output(done.pictures, kind, None if done.flagged is None else [not f for f in done.flagged])
         if run.get("padding_mask_crop") is not None and self.family.tasks[task].pasted:
             box = crop_box(run)
@@ -500,18 +506,20 @@ def _joined(outputs: list[Output | Named]) -> Output | Named:
     if len(outputs) == 1:
         return first
     if isinstance(first, Named):
-        return Named({name: torch.cat([output[name] for output in outputs]) for name in first})
+        return Named({name: _cat([output[name] for output in outputs]) for name in first})
     shown = [output.images for output in pictures]
     flags = [flag for output in pictures for flag in output.nsfw_content_detected or []]
     if all(isinstance(each, Tensor) for each in shown):
         same = len({each.shape[1:] for each in shown}) == 1
         return Output(torch.cat(shown) if same else shown, flags or None)
     if all(hasattr(each, "dtype") for each in shown):
-        import numpy as np
-
         same = len({each.shape[1:] for each in shown}) == 1
         return Output(np.concatenate(shown) if same else shown, flags or None)
     return Output([picture for each in shown for picture in each], flags or None)
+
+
+def _cat(parts: list[Any]) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else np.concatenate(parts)
 
 
 def _entry(family: Family, name: str, part: Any) -> list[str | None]:
@@ -519,11 +527,11 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
     if part is None:
         return [None, None]
     class_name = type(part).__name__
-    if class_name == "StableDiffusionSafetyChecker":
-        return ["stable_diffusion", class_name]
+    if class_name in PACKAGES:
+        return [PACKAGES[class_name], class_name]
     if foreign.is_foreign(type(part)):
         return ["transformers", class_name]
-    theirs = ("CLIP", "T5", "UMT5", "Bert", "Llama", "Gemma", "Qwen2VLProcessor")
+    theirs = ("CLIP", "T5", "UMT5", "XLMRoberta", "Bert", "Llama", "Gemma", "Qwen2VLProcessor")
     return ["transformers" if class_name.startswith(theirs) else "diffusers", class_name]
 
 

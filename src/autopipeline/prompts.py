@@ -14,7 +14,11 @@ TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2
 
 
 def count(args: Mapping[str, Any]) -> int:
-    """How many prompts a call has."""
+    """How many prompts, or embeddings of pictures in their place, a call has."""
+    if "image_embeds" in args and "prompt" not in args:
+        if not isinstance(args["image_embeds"], Tensor):
+            raise TypeError("image_embeds are needed, as a torch.Tensor or a list of them; a prior makes them.")
+        return len(args["image_embeds"])
     prompt, embeds = args.get("prompt"), args.get("prompt_embeds")
     if prompt is None and embeds is None:
         raise ValueError("A prompt is needed: pass prompt= (or prompt_embeds=).")

@@ -70,7 +70,7 @@ def possible(configs: Mapping[str, Mapping[str, Any]], task: str) -> str | None:
     Transformers may take their latents in patches of 2 x 2, and another picture beside them.
     """
     denoiser = configs.get("unet") or configs.get("transformer") or {}
-    autoencoder = configs.get("vae", {})
+    autoencoder = configs.get("vae") or configs.get("movq") or {}
     channels, latent = denoiser.get("in_channels"), autoencoder.get("latent_channels", autoencoder.get("z_dim", 4))
     if channels is None or channels == latent:
         return None

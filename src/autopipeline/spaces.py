@@ -243,10 +243,11 @@ class VectorSpace(NamedTuple):
     """Embeddings, one a picture: (B, D). There is no way from pictures to them or back."""
 
     channels: int  # D
+    times: int = 1  # rows a picture: such as one of the prompt, and then one of the negative prompt
 
     def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
-        """(B, D)."""
-        return run.batch, self.channels
+        """(B * times, D)."""
+        return run.batch * self.times, self.channels
 
     def noise(self, random: Random, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Drawn as it is."""

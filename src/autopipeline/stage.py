@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -85,8 +86,8 @@ class Random:
     def normal(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Noise of `shape`, drawn where the generator lives and moved to `device`; of a list, the first ones draw."""
         if isinstance(self.generator, list):
-            alone, some = (1, *shape[1:]), self.generator[: shape[0]]
-            return torch.cat([normal(alone, one, dtype=dtype, device=device) for one in some])
+            alone, turns = (1, *shape[1:]), islice(cycle(self.generator), shape[0])  # pictures may have several rows
+            return torch.cat([normal(alone, one, dtype=dtype, device=device) for one in turns])
         return normal(shape, self.generator, dtype=dtype, device=device)
 
     def like(self, x: Tensor) -> Tensor:
@@ -161,6 +162,10 @@ class BoundTask(Protocol):
         """What is kept of x after the step to grid index i."""
         ...
 
+    def end(self, x: Tensor) -> Tensor:
+        """What leaves the last step, after callbacks have seen it."""
+        ...
+
     def tensors(self) -> dict[str, Tensor]:
         """What callbacks may see and replace, by name; replaced ones come back through `replace`."""
         ...
@@ -233,3 +238,4 @@ class Finished(NamedTuple):
 
     pictures: Tensor  # (B, 3, H, W)
     flagged: list[bool] | None = None
+    raw: bool = False  # as tensors ("pt") they are given as they are, not in 0..1

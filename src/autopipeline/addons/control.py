@@ -39,6 +39,10 @@ class Beside:
         """As the task."""
         return self.task.keep(x, solver, i, last)
 
+    def end(self, x: Tensor) -> Tensor:
+        """As the task."""
+        return self.task.end(x)
+
     def tensors(self) -> dict[str, Tensor]:
         """Those of the task, and the rows that are shown."""
         return self.task.tensors() | {name: self.rows[own] for own, name in self.shown.items()}

@@ -167,3 +167,43 @@ class PixelAttention(nn.Module):
         )
         mixed = self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
         return x + mixed.transpose(1, 2).unflatten(2, x.shape[-2:])
+
+
+class AddedAttention(nn.Module):
+    """Places look at a text and at each other in one attention, with keys and values of the text beside their own.
+
+    `only_cross`: they look at the text alone. `norm`: of the text, "group_norm", "layer_norm" or None.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, context: int, *, groups: int, only_cross: bool = False, norm: str | None = None
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        norms: dict[str | None, nn.Module | None] = {None: None}
+        if norm is not None:
+            norms = {"group_norm": nn.GroupNorm(32, context), "layer_norm": nn.LayerNorm(context)}
+        self.group_norm = nn.GroupNorm(groups, channels)
+        self.norm_cross = norms[norm]
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = None if only_cross else nn.Linear(channels, channels)
+        self.to_v = None if only_cross else nn.Linear(channels, channels)
+        self.add_k_proj = nn.Linear(context, channels)
+        self.add_v_proj = nn.Linear(context, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor, context: Tensor, perturbed: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) with text (B, T, D); there is no self-attention by itself that could be `perturbed`."""
+        rows = self.group_norm(x.flatten(2)).transpose(1, 2)  # (B, H * W, C)
+        context = self._normed(context)
+        q, k, v = self.to_q(rows), self.add_k_proj(context), self.add_v_proj(context)
+        if self.to_k is not None and self.to_v is not None:
+            k, v = torch.cat([k, self.to_k(rows)], 1), torch.cat([v, self.to_v(rows)], 1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        mixed = self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
+        return x + mixed.transpose(1, 2).unflatten(2, x.shape[-2:])
+
+    def _normed(self, context: Tensor) -> Tensor:
+        if isinstance(self.norm_cross, nn.GroupNorm):
+            return self.norm_cross(context.transpose(1, 2)).transpose(1, 2)
+        return context if self.norm_cross is None else self.norm_cross(context)

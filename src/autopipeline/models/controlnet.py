@@ -14,7 +14,17 @@ from torch.nn import functional
 from autopipeline.errors import CheckpointError
 from autopipeline.models.embeddings import TimestepEmbedding
 from autopipeline.models.network import Network
-from autopipeline.models.unet import Encoder, Levels, Seen, each, refuse_unknown
+from autopipeline.models.unet import PLAIN, PLAIN_BLOCKS, Encoder, Levels, Seen, each, refuse_unknown
+
+OWN: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "addition_embed_type": (None, "text_time"),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "resnet_time_scale_shift": ("default",),
+}
+"""Where fewer configuration values are known than of U-Nets."""
 
 
 class PictureEmbedding(nn.Module):
@@ -80,7 +90,7 @@ class ControlNetModel(Encoder):
         global_pool_conditions: bool = False,
         addition_embed_type_num_heads: int = 64,
     ) -> None:
-        refuse_unknown(self.config, "controlnet")
+        refuse_unknown(self.config, "controlnet", PLAIN | OWN, PLAIN_BLOCKS)
         if controlnet_conditioning_channel_order not in ("rgb", "bgr"):
             raise CheckpointError(f"A controlnet for {controlnet_conditioning_channel_order!r} colours is not known.")
         widths, count = list(block_out_channels), len(block_out_channels)

@@ -21,7 +21,8 @@ class Text2Image:
 
     def begin(self, solver: Solver, grid: Grid) -> Tensor:
         """Noise at the first level of the grid."""
-        shape = self.stage.space.shape(self.run, self.run["height"], self.run["width"])
+        height, width = self.run.get("height", 0), self.run.get("width", 0)  # embeddings have none
+        shape = self.stage.space.shape(self.run, height, width)
         return given_or_drawn(self.stage, self.run, shape) * grid.init_noise_sigma
 
     def condition(self) -> Cond:
@@ -30,6 +31,10 @@ class Text2Image:
 
     def keep(self, x: Tensor, solver: Solver, i: int, last: bool) -> Tensor:
         """All of it."""
+        return x
+
+    def end(self, x: Tensor) -> Tensor:
+        """As it is."""
         return x
 
     def tensors(self) -> dict[str, Tensor]:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from autopipeline.errors import CheckpointError
-from autopipeline.text.base import FILES, TextTokenizer, read_json, token_text
+from autopipeline.text.base import FILES, TextTokenizer, encodable, read_json, token_text
 
 PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -50,6 +51,13 @@ class CLIPTokenizer(TextTokenizer):
     def __call__(self, texts: Sequence[str], length: int | None = None) -> Tensor:
         """Ids (B, `length` or else model_max_length); what does not fit is cut, the end token stays."""
         return self._rows(texts, [self.start], length or self.model_max_length)
+
+    def counted(self, texts: Sequence[str]) -> Tensor:
+        """1 for the start, what fits of the text and the end, 0 for padding: (B, model_max_length)."""
+        room = self.model_max_length
+        rows = self._core.encode_batch([encodable(text) for text in texts], add_special_tokens=False)
+        lengths = torch.tensor([min(len(row.ids) + 2, room) for row in rows])
+        return (torch.arange(room) < lengths[:, None]).long()
 
     def cut(self, text: str) -> str:
         """The part of a text that does not fit; "" if all of it does."""
