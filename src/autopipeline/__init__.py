@@ -37,6 +37,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.autoencoder_tiny": ("AutoencoderTiny",),
     "autopipeline.models.autoencoder_dc": ("AutoencoderDC",),
     "autopipeline.models.gemma2": ("Gemma2Model", "GemmaModel"),
+    "autopipeline.models.chatglm": ("ChatGLMModel",),
     "autopipeline.models.lumina": ("LuminaNextDiT2DModel",),
     "autopipeline.models.lumina2": ("Lumina2Transformer2DModel",),
     "autopipeline.models.sana": ("SanaTransformer2DModel",),
@@ -46,7 +47,9 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.z_image": ("ZImageTransformer2DModel",),
     "autopipeline.models.z_image_controlnet": ("ZImageControlNetModel",),
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),
-    "autopipeline.text": ("BertTokenizer", "CLIPTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer"),
+    "autopipeline.text": (
+        *("BertTokenizer", "CLIPTokenizer", "ChatGLMTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer"),
+    ),
     "autopipeline.images": ("CLIPImageProcessor",),
     **_SCHEDULERS,
 }

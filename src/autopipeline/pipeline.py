@@ -35,6 +35,13 @@ from autopipeline.stage import Ask, Family, Finished, Loop, Run, Stage, Step
 PEER_VERSION = "0.42.1"
 """Written as `_diffusers_version`: the layout that saved folders have."""
 
+PACKAGES = {
+    "StableDiffusionSafetyChecker": "stable_diffusion",
+    "ChatGLMModel": "kolors",
+    "ChatGLMTokenizer": "kolors",
+}
+"""Classes that model_index.json names with a package of pipelines, in place of a library."""
+
 HARMLESS = {"low_cpu_mem_usage", "proxies", "mirror", "add_watermarker", "trust_remote_code", "custom_pipeline"}
 """Keywords of `from_pretrained` that other libraries take; accepted only where they ask for what happens anyway."""
 
@@ -519,8 +526,8 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
     if part is None:
         return [None, None]
     class_name = type(part).__name__
-    if class_name == "StableDiffusionSafetyChecker":
-        return ["stable_diffusion", class_name]
+    if class_name in PACKAGES:
+        return [PACKAGES[class_name], class_name]
     if foreign.is_foreign(type(part)):
         return ["transformers", class_name]
     theirs = ("CLIP", "T5", "UMT5", "Bert", "Llama", "Gemma")

@@ -81,6 +81,8 @@ class ControlNetModel(Encoder):
         addition_embed_type_num_heads: int = 64,
     ) -> None:
         refuse_unknown(self.config, "controlnet")
+        if encoder_hid_dim is not None:
+            raise CheckpointError(f"A controlnet with {encoder_hid_dim=} is not supported by this version.")
         if controlnet_conditioning_channel_order not in ("rgb", "bgr"):
             raise CheckpointError(f"A controlnet for {controlnet_conditioning_channel_order!r} colours is not known.")
         widths, count = list(block_out_channels), len(block_out_channels)

@@ -25,8 +25,7 @@ PLAIN = {
     "conv_out_kernel": (3,),
     "cross_attention_norm": (None,),
     "dual_cross_attention": (False,),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
+    "encoder_hid_dim_type": (None, "text_proj"),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "num_class_embeds": (None,),
     "resnet_skip_time_act": (False,),
@@ -277,6 +276,8 @@ class UNet2DConditionModel(Encoder):
         self.time_embedding = TimestepEmbedding(widths[0], levels.time, condition=time_cond_proj_dim)
         if addition_embed_type == "text_time":
             self.add_embedding = TimestepEmbedding(projection_class_embeddings_input_dim or 0, levels.time)
+        if encoder_hid_dim is not None:  # texts of another width than the blocks take
+            self.encoder_hid_proj = nn.Linear(encoder_hid_dim, levels.context[0])
         self.down_blocks = levels.downs(down_block_types, downsample_padding)
         self.mid_block = levels.middle(mid_block_scale_factor)
         self.up_blocks = self._ups(levels, up_block_types, reverse_transformer_layers_per_block)
@@ -328,7 +329,10 @@ class UNet2DConditionModel(Encoder):
         those of the K self-attentions that are to leave every place as it is.
         """
         time = self.embed(sample, timestep, timestep_cond, text_embeds, time_ids)
-        seen = Seen(encoder_hidden_states, None if perturbed is None else perturbed.bool())
+        text = encoder_hidden_states
+        if self.config.encoder_hid_dim is not None:
+            text = self.encoder_hid_proj(text)
+        seen = Seen(text, None if perturbed is None else perturbed.bool())
         x = self.conv_in(sample)
         kept = [x]
         for block in self.down_blocks:
