@@ -55,6 +55,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     ),
     "lumina": tiny.lumina,
     "lumina2": tiny.lumina2,
+    "kolors": tiny.kolors,
+    "kolors-9": lambda folder: tiny.kolors(folder, in_channels=9),
     "lcm": tiny.lcm,
     "z-image": language.z_image,
     "z-image-shifted": lambda folder: language.z_image(folder, shift=tiny.FLUX_SHIFT),

@@ -38,6 +38,7 @@ FOLDERS = {
     "z-image": "z-image",
     "lumina": "lumina",
     "lumina2": "lumina2",
+    "kolors": "kolors",
 }
 SMALL = dict(height=32, width=32, max_sequence_length=16)
 PIXART = dict(max_sequence_length=16, clean_caption=False, use_resolution_binning=False)

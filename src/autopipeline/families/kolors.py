@@ -99,6 +99,8 @@ def text_rows(components: Components, run: Run) -> tuple[Tensor, Tensor]:
     branches = [(embeds, pooled)]
     if sd.guided(components, run):
         branches.insert(0, _negative(components, run, embeds, pooled))
+    for branch in branches:
+        _check_widths(components, *branch)
     times, like = run.batch // run.prompts, torch.empty(0, dtype=_dtype(components), device=components["unet"].device)
     columns = zip(*branches, strict=True)
     embeds, pooled = (torch.cat([prompts.each(rows.to(like), times) for rows in column]) for column in columns)
@@ -171,7 +173,6 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
 
     def condition(run: Run, x: Tensor) -> Cond:
         embeds, pooled = text_rows(components, run)
-        _check_widths(components, embeds, pooled)
         ids = time_ids(components, run, x, size)
         cond = {"encoder_hidden_states": embeds, "text_embeds": pooled, "time_ids": ids}
         width = unet.config.time_cond_proj_dim

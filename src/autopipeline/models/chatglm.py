@@ -130,6 +130,7 @@ class ChatGLMModel(Network):
         add_qkv_bias: bool = False,
         multi_query_attention: bool = False,
         multi_query_group_num: int = 1,
+        original_rope: bool = True,  # of no effect, but expected in saved configurations
         pre_seq_len: int | None = None,
     ) -> None:
         if pre_seq_len is not None or num_layers < 1:

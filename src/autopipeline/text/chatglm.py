@@ -82,7 +82,8 @@ class ChatGLMTokenizer(TextTokenizer):
         if self._pieces.tight:
             text = re.sub(" +", " ", text).strip(" ")
         mark = " " if text and self._pieces.prefixed else ""
-        return self._core.encode((mark + text).replace(" ", "▁"), add_special_tokens=False).ids
+        text = (mark + text).replace(" ", "▁")
+        return self._core.encode(text.rstrip("▁") if self._pieces.tight else text, add_special_tokens=False).ids
 
 
 def _name(text: str, kind: int) -> str:
