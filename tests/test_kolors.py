@@ -153,6 +153,16 @@ def test_perturbed_attention_from_pictures(checkpoint: Checkpoint) -> None:
     assert begun.shape == (1, 64, 64, 3)
 
 
+@pytest.mark.parametrize("task", ["text2image", "inpaint"])
+def test_negative_sizes_of_several_pictures(checkpoint: Checkpoint, task: str) -> None:
+    pipe = ap.KolorsPipeline.from_pretrained(checkpoint("kolors"))
+    pipe = ap.AutoPipelineForText2Image.from_pipe(pipe, enable_pag=True) if task == "text2image" else pipe
+    sizes = dict(negative_original_size=(24, 32), negative_target_size=(72, 56), generator=None) | tiny.inputs(task)
+    both = image(pipe, **sizes, prompt=["a cat", "sun"], seed=[7, 9])
+    alone = [image(pipe, **sizes, prompt=text, seed=seed) for text, seed in (("a cat", 7), ("sun", 9))]
+    assert np.abs(both - np.concatenate(alone)).max() < 1e-3
+
+
 def test_networks_made_for_inpainting(checkpoint: Checkpoint) -> None:
     pipe = ap.AutoPipelineForInpainting.from_pretrained(checkpoint("kolors-9"))
     made = image(pipe, **tiny.inputs("inpaint"))

@@ -134,8 +134,8 @@ def _dtype(components: Components) -> torch.dtype:
 def time_ids(components: Components, run: Run, x: Tensor, size: tuple[int, int]) -> Tensor:
     """Sizes (height, width) and crops as numbers: (branches * B, 6).
 
-    As in the reference implementation, the negative row differs only where both negative sizes are given, and the rows
-    of the branches alternate.
+    As in the reference implementation, the negative row differs only where both negative sizes are given, and for
+    several pictures the rows of the branches alternate; not so with PAG, nor for inpainting, which it does not have.
     """
     positive = (*(run["original_size"] or size), *run["crops_coords_top_left"], *(run["target_size"] or size))
     negative = positive
@@ -146,7 +146,9 @@ def time_ids(components: Components, run: Run, x: Tensor, size: tuple[int, int])
             *run["negative_target_size"],
         )
     rows = [negative, positive] if sd.guided(components, run) else [positive]
-    return torch.tensor(rows, dtype=_dtype(components), device=x.device).repeat(run.batch, 1)
+    table = torch.tensor(rows, dtype=_dtype(components), device=x.device)
+    apart = run.get("pag_scale") or run.get("mask_image") is not None
+    return table.repeat_interleave(run.batch, 0) if apart else table.repeat(run.batch, 1)
 
 
 def _check_widths(components: Components, embeds: Tensor, pooled: Tensor) -> None:
