@@ -13,7 +13,8 @@ import autopipeline as ap
 
 SOURCE = Path(ap.__file__).parent
 ORDER = [
-    {"config", "errors"},
+    {"config", "errors", "noise", "quadrature"},
+    {"stepping"},
     {"models", "schedulers"},
     {"captions", "guidance", "images", "prompts", "sentencepiece", "spaces", "stage", "text"},
     {"denoise"},
@@ -52,8 +53,9 @@ def test_imports_go_one_way(path: Path) -> None:
     assert own in RANK, f"{own} has no place in ORDER"
     for other in imported(path) - {own}:
         assert RANK[other] <= RANK[own], f"{own} imports {other}"
-    if own in ("models", "schedulers"):
-        assert imported(path) <= {own, "config", "errors"}
+    if own in ("models", "schedulers", "stepping"):
+        beside = set[str]() if own == "models" else {"noise", "quadrature", "stepping"}
+        assert imported(path) <= {own, "config", "errors"} | beside
     if own in ("addons", "tasks"):
         assert not imported(path) & {"families", "addons", "tasks"} - {own}
 

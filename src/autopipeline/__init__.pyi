@@ -45,7 +45,10 @@ from autopipeline.models.z_image_controlnet import ZImageControlNetModel as ZIma
 from autopipeline.pipeline import DiffusionPipeline as DiffusionPipeline
 from autopipeline.pipeline import Output as Output
 from autopipeline.schedulers.named.continuous import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
+from autopipeline.schedulers.named.continuous import CosineDPMSolverMultistepScheduler as CosineDPMSolverMultistepScheduler
 from autopipeline.schedulers.named.continuous import DDPMWuerstchenScheduler as DDPMWuerstchenScheduler
+from autopipeline.schedulers.named.continuous import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
+from autopipeline.schedulers.named.continuous import EDMEulerScheduler as EDMEulerScheduler
 from autopipeline.schedulers.named.continuous import IPNDMScheduler as IPNDMScheduler
 from autopipeline.schedulers.named.continuous import ScoreSdeVeScheduler as ScoreSdeVeScheduler
 from autopipeline.schedulers.named.discrete import CogVideoXDDIMScheduler as CogVideoXDDIMScheduler
@@ -60,9 +63,6 @@ from autopipeline.schedulers.named.discrete import PNDMScheduler as PNDMSchedule
 from autopipeline.schedulers.named.discrete import RePaintScheduler as RePaintScheduler
 from autopipeline.schedulers.named.discrete import TCDScheduler as TCDScheduler
 from autopipeline.schedulers.named.discrete import UnCLIPScheduler as UnCLIPScheduler
-from autopipeline.schedulers.named.edm import CosineDPMSolverMultistepScheduler as CosineDPMSolverMultistepScheduler
-from autopipeline.schedulers.named.edm import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
-from autopipeline.schedulers.named.edm import EDMEulerScheduler as EDMEulerScheduler
 from autopipeline.schedulers.named.exploding import DPMPP2SAncestralScheduler as DPMPP2SAncestralScheduler
 from autopipeline.schedulers.named.exploding import DPMPP3MSDEScheduler as DPMPP3MSDEScheduler
 from autopipeline.schedulers.named.exploding import DPMSolverSDEScheduler as DPMSolverSDEScheduler

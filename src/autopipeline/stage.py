@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from autopipeline.noise import normal
+
 if TYPE_CHECKING:
     from autopipeline.guidance import Guidance
     from autopipeline.schedulers import Grid, Scheduler, Solver
@@ -83,20 +85,13 @@ class Random:
     def normal(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Noise of `shape`, drawn where the generator lives and moved to `device`; of a list, the first ones draw."""
         if isinstance(self.generator, list):
-            rows = [self._draw((1, *shape[1:]), g, dtype, device) for g in self.generator[: shape[0]]]
-            return torch.cat(rows)
-        return self._draw(shape, self.generator, dtype, device)
+            alone, some = (1, *shape[1:]), self.generator[: shape[0]]
+            return torch.cat([normal(alone, one, dtype=dtype, device=device) for one in some])
+        return normal(shape, self.generator, dtype=dtype, device=device)
 
     def like(self, x: Tensor) -> Tensor:
         """Noise with the shape, dtype and device of x."""
         return self.normal(x.shape, dtype=x.dtype, device=x.device)
-
-    @staticmethod
-    def _draw(
-        shape: Sequence[int], generator: torch.Generator | None, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        home = generator.device if generator is not None else device
-        return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=home).to(device)
 
 
 @dataclass(slots=True)

@@ -24,20 +24,6 @@ N = TypeVar("N", bound="Network")
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a network's folder."""
-    file = folder / "config.json"
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no config.json.") from None
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{file} is not valid JSON.") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} does not hold an object.")
-    return config
-
-
 class _Blank(TorchFunctionMode):
     """Leave out initial values: there is nothing to fill, and on the meta device `normal_` alone imports torch's
     compiler, which takes longer than loading a network."""

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from autopipeline.config import Config
+from autopipeline.config import Config, read_object
 from autopipeline.models import checkpoint
 
 
@@ -70,7 +70,7 @@ class Network(nn.Module):
         Raises CheckpointError where files are missing, damaged or don't fit.
         """
         path = Path(folder, subfolder) if subfolder else Path(folder)
-        config = checkpoint.read_config(path)
+        config = read_object(path / "config.json")
         network = checkpoint.built(cls, config, path)
         return checkpoint.fill(
             network, path, dtype=torch_dtype or dtype, device=device, variant=variant, use_safetensors=use_safetensors

@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import Any
 
 _NAMED = {
-    "continuous": "CMStochasticIterative DDPMWuerstchen IPNDM ScoreSdeVe",
+    "continuous": "CMStochasticIterative CosineDPMSolverMultistep DDPMWuerstchen EDMDPMSolverMultistep EDMEuler IPNDM "
+    "ScoreSdeVe",
     "discrete": "CogVideoXDDIM CogVideoXDPM DDIM DDIMInverse DDIMParallel DDPM DDPMParallel LCM PNDM RePaint TCD "
     "UnCLIP",
-    "edm": "CosineDPMSolverMultistep EDMDPMSolverMultistep EDMEuler",
     "exploding": "DPMPP2SAncestral DPMPP3MSDE DPMSolverSDE EulerAncestralDiscrete EulerDiscrete HeunDiscrete "
     "KDPM2AncestralDiscrete KDPM2Discrete LMSDiscrete Restart",
     "flow": "FlowMatchEulerDiscrete FlowMatchHeunDiscrete FlowMatchLCM",
@@ -22,8 +22,9 @@ _NAMED = {
 HOMES = {f"{__name__}.named.{home}": [f"{name}Scheduler" for name in names.split()] for home, names in _NAMED.items()}
 """The public schedulers, by the modules that they live in."""
 PUBLIC = {name: home for home, names in HOMES.items() for name in names} | dict.fromkeys(
-    ("Grid", "Noise", "Scheduler", "Solver", "Step"), f"{__name__}.scheduler"
+    ("Grid", "Scheduler", "Solver", "Step"), f"{__name__}.scheduler"
 )
+PUBLIC["Noise"] = "autopipeline.noise"
 __all__ = sorted(PUBLIC)  # type: ignore[reportUnsupportedDunderAll]
 
 

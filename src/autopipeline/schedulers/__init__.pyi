@@ -1,7 +1,11 @@
 """Written by autopipeline.stub."""
 
+from autopipeline.noise import Noise as Noise
 from autopipeline.schedulers.named.continuous import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
+from autopipeline.schedulers.named.continuous import CosineDPMSolverMultistepScheduler as CosineDPMSolverMultistepScheduler
 from autopipeline.schedulers.named.continuous import DDPMWuerstchenScheduler as DDPMWuerstchenScheduler
+from autopipeline.schedulers.named.continuous import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
+from autopipeline.schedulers.named.continuous import EDMEulerScheduler as EDMEulerScheduler
 from autopipeline.schedulers.named.continuous import IPNDMScheduler as IPNDMScheduler
 from autopipeline.schedulers.named.continuous import ScoreSdeVeScheduler as ScoreSdeVeScheduler
 from autopipeline.schedulers.named.discrete import CogVideoXDDIMScheduler as CogVideoXDDIMScheduler
@@ -16,9 +20,6 @@ from autopipeline.schedulers.named.discrete import PNDMScheduler as PNDMSchedule
 from autopipeline.schedulers.named.discrete import RePaintScheduler as RePaintScheduler
 from autopipeline.schedulers.named.discrete import TCDScheduler as TCDScheduler
 from autopipeline.schedulers.named.discrete import UnCLIPScheduler as UnCLIPScheduler
-from autopipeline.schedulers.named.edm import CosineDPMSolverMultistepScheduler as CosineDPMSolverMultistepScheduler
-from autopipeline.schedulers.named.edm import EDMDPMSolverMultistepScheduler as EDMDPMSolverMultistepScheduler
-from autopipeline.schedulers.named.edm import EDMEulerScheduler as EDMEulerScheduler
 from autopipeline.schedulers.named.exploding import DPMPP2SAncestralScheduler as DPMPP2SAncestralScheduler
 from autopipeline.schedulers.named.exploding import DPMPP3MSDEScheduler as DPMPP3MSDEScheduler
 from autopipeline.schedulers.named.exploding import DPMSolverSDEScheduler as DPMSolverSDEScheduler
@@ -39,7 +40,6 @@ from autopipeline.schedulers.named.multistep import DPMSolverSinglestepScheduler
 from autopipeline.schedulers.named.multistep import SASolverScheduler as SASolverScheduler
 from autopipeline.schedulers.named.multistep import UniPCMultistepScheduler as UniPCMultistepScheduler
 from autopipeline.schedulers.scheduler import Grid as Grid
-from autopipeline.schedulers.scheduler import Noise as Noise
 from autopipeline.schedulers.scheduler import Scheduler as Scheduler
 from autopipeline.schedulers.scheduler import Solver as Solver
 from autopipeline.schedulers.scheduler import Step as Step

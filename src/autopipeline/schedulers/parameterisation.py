@@ -26,15 +26,11 @@ def clean(config: Mapping[str, Any], x: Tensor, pred: Tensor, alpha: Tensor, sig
 
 def limited(config: Mapping[str, Any], x0: Tensor) -> Tensor:
     """The clean sample within the limits that the configuration sets: dynamic thresholding, or clipping."""
-    if config.get("thresholding"):
-        return threshold(x0, config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0))
+    if config.get("thresholding"):  # Saharia et al. 2022, section 2.3
+        share, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+        bound = torch.quantile(x0.flatten(1).abs(), share, dim=1).clamp(1, most)
+        bound = bound.view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-bound, bound) / bound
     if config.get("clip_sample"):
         return x0.clamp(-config["clip_sample_range"], config["clip_sample_range"])
     return x0
-
-
-def threshold(x0: Tensor, share: float, most: float) -> Tensor:
-    """Dynamic thresholding (Saharia et al. 2022, section 2.3)."""
-    bound = torch.quantile(x0.flatten(1).abs(), share, dim=1).clamp(1, most)
-    bound = bound.view(-1, *[1] * (x0.ndim - 1))
-    return x0.clamp(-bound, bound) / bound

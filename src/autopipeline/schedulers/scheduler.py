@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from autopipeline.config import Config
-from autopipeline.errors import CheckpointError
+from autopipeline.config import Config, falling, listed
+from autopipeline.noise import Noise
+from autopipeline.schedulers import grids
 from autopipeline.schedulers.parameterisation import clean, limited
-from autopipeline.schedulers.stateful import Stateful
+from autopipeline.stepping.stateful import Stateful
 
-Noise = Callable[[], Tensor]
 Own = Sequence[float] | None
 Steps = int | None
 Pair = tuple[Tensor, Tensor]
-FILE = "scheduler_config.json"
-CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
-CHOICES = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp"),
     "final_sigmas_type": ("zero", "sigma_min"),
     "interpolation_type": ("linear", "log_linear"),
@@ -139,116 +132,19 @@ class Solver:
 class Scheduler(Stateful):
     """An immutable configuration; the keys, their defaults and the class names are those of published checkpoints."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {}
+    config_name = "scheduler_config.json"
+    choices = CHOICES
     solver_class: ClassVar[type[Solver]] = Solver
     order: ClassVar[int] = 1  # evaluations for each step
     takes_eta: ClassVar[bool] = False
     takes: ClassVar[tuple[str, ...]] = ()  # "timesteps", "sigmas": own ones
-    also: ClassVar[tuple[str, ...]] = ()  # keys that have an effect where they are given, but no default
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = {}  # values of this class, where CHOICES are too many
-    renamed: ClassVar[dict[str, dict[Any, str]]] = {}  # the nearest of its values for those of other classes
-
-    config: Config
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        kind = inspect.Parameter
-        parameters = [kind(name, kind.POSITIONAL_OR_KEYWORD, default=d) for name, d in cls.defaults.items()]
-        cls.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-
-    def __init__(self, *args: Any, **config: Any) -> None:
-        given = dict(zip(self.defaults, args, strict=False)) | config
-        unknown = [name for name in given if name not in (*self.defaults, *self.also)]
-        if unknown:
-            raise TypeError(f"{type(self).__name__} has no parameter {unknown[0]!r}.")
-        self._configure(given)
-
-    def _configure(self, given: Mapping[str, Any]) -> None:
-        left = [name for name in self.defaults if name not in given]
-        named = {key: str(given.get(key)) for key in self.renamed if key in self.defaults}
-        nearest = {key: self.renamed[key][name] for key, name in named.items() if name in self.renamed[key]}
-        all_of_it = {**self.defaults, **given, **nearest} | ({"_use_default_values": left} if left else {})
-        self.config = Config({key: list(v) if isinstance(v, tuple) else v for key, v in all_of_it.items()})
-        self.check()
 
     def check(self) -> None:
         """Refuse combinations that can't work."""
         curves = [name for name in ("karras", "exponential", "beta") if self.config.get(f"use_{name}_sigmas")]
         if len(curves) > 1:
             raise ValueError(f"{type(self).__name__} takes one curve of sigmas, not {' and '.join(curves)}.")
-        for name, default in self.defaults.items():
-            value = self.config[name]
-            if isinstance(default, int | float) and not isinstance(value, Real | None):
-                raise ValueError(f"{name}={value!r} has to be a number, such as the default {default}.")
-        for name, able in {**CHOICES, **self.choices}.items():
-            if name in self.defaults and self.config[name] not in able:
-                kind, can = type(self).__name__, ", ".join(map(str, able))
-                raise ValueError(f"{name}={self.config[name]!r} is not known to {kind}; it can be {can}.")
-
-    @property
-    def own(self) -> Config:
-        """The configuration without the keys that are kept for other classes."""
-        return Config({key: self.config[key] for key in (*self.defaults, *self.also) if key in self.config})
-
-    @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any] | Scheduler, *, return_unused_kwargs: bool = False, **changes: Any
-    ) -> Self:
-        """A scheduler from the configuration of another, of any class.
-
-        Keys that this class does not know are kept for the next one; those that the other class had left at its own
-        defaults take this class's defaults. With `return_unused_kwargs`, what this class does not know comes second.
-        """
-        given = dict(config.config if isinstance(config, Scheduler) else config)
-        left = set(given.pop("_use_default_values", ()))
-        given = {name: value for name, value in given.items() if name not in left and not name.startswith("_")}
-        made = cls.__new__(cls)
-        made._configure(given | {name: value for name, value in changes.items() if name in cls.defaults})
-        unused = {name: value for name, value in (given | changes).items() if name not in cls.defaults}
-        return (made, unused) if return_unused_kwargs else made  # type: ignore[return-value]
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, subfolder: str | None = None, **changes: Any) -> Self:
-        """Read scheduler_config.json from a folder; raises CheckpointError where there is none that makes sense."""
-        config = cls.load_config(folder, subfolder)
-        try:
-            return cls.from_config(config, **changes)
-        except ValueError as error:
-            where = Path(folder, subfolder or "", FILE)
-            raise CheckpointError(f"{where} does not describe a {cls.__name__}: {error}") from None
-
-    @classmethod
-    def load_config(
-        cls, folder: str | Path, subfolder: str | None = None, *, return_unused_kwargs: bool = False, **unused: Any
-    ) -> Any:
-        """What scheduler_config.json says; with `return_unused_kwargs`, with the other keywords that were given."""
-        path = (Path(folder, subfolder) if subfolder else Path(folder)) / FILE
-        try:
-            config = json.loads(path.read_text("utf-8"))
-        except OSError:
-            raise CheckpointError(f"{path.parent} has no {FILE}.") from None
-        except (ValueError, RecursionError):
-            raise CheckpointError(f"{path} is not valid JSON.") from None
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{path} does not hold an object.")
-        return (config, unused) if return_unused_kwargs else config
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write scheduler_config.json."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        part = Path(folder, FILE + ".part")
-        part.write_text(self._json(_as_list) + "\n", "utf-8")
-        os.replace(part, Path(folder, FILE))
-
-    save_config = save_pretrained
-
-    def _json(self, default: Callable[[Any], Any]) -> str:
-        shown = {"_class_name": type(self).__name__, "_diffusers_version": "0.42.1"}
-        shown |= {name: value for name, value in self.config.items() if name != "_use_default_values"}
-        return json.dumps(shown, indent=2, sort_keys=True, default=default)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} {self._json(str)}\n"
+        super().check()
 
     def grid(
         self,
@@ -260,7 +156,7 @@ class Scheduler(Stateful):
         **extra: Any,
     ) -> Grid:
         """The times for a number of steps, or for own timesteps or sigmas where the class takes them."""
-        timesteps, sigmas = _listed(timesteps), _listed(sigmas)
+        timesteps, sigmas = listed(timesteps), listed(sigmas)
         given = {name: own for name, own in (("timesteps", timesteps), ("sigmas", sigmas)) if own is not None}
         for name in given.keys() - set(self.takes):
             raise ValueError(f"{type(self).__name__} takes no own {name}.")
@@ -296,7 +192,7 @@ class Scheduler(Stateful):
         last = self.config["num_train_timesteps"] - 1
         if not falling(own, 0, last):
             raise ValueError(f"Own timesteps have to be in descending order, without repetition, in 0..{last}.")
-        if any(self.config.get(name) for name in CURVES):
+        if grids.curve_of(self.config):
             raise ValueError("Own timesteps and a curve of sigmas contradict each other.")
 
     def _check_sigmas(self, own: list[float]) -> None:
@@ -321,22 +217,5 @@ class Scheduler(Stateful):
         return made
 
 
-def falling(own: Sequence[float], low: float, high: float) -> bool:
-    """Whether there are numbers, all within the limits and each smaller than the one before."""
-    return bool(own) and all(a > b for a, b in itertools.pairwise(own)) and low <= own[-1] <= own[0] <= high
-
-
 def _tensor(numbers: Any) -> Tensor:
     return numbers if isinstance(numbers, Tensor) else torch.from_numpy(np.array(numbers))
-
-
-def _listed(numbers: Any) -> list[float] | None:
-    """Arrays and tensors as plain lists."""
-    return numbers if numbers is None else list(numbers.tolist() if hasattr(numbers, "tolist") else numbers)
-
-
-def _as_list(value: Any) -> list[Any]:
-    """Arrays for JSON; functions and schedulers, which a configuration may also hold, have no place there."""
-    if not hasattr(value, "__iter__"):
-        raise TypeError(f"{value!r} can't be written to {FILE}.")
-    return list(value)

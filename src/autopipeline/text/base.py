@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 
-from autopipeline.errors import CheckpointError
+from autopipeline.config import read_object
 
 FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -74,15 +73,7 @@ def added_of_json(content: dict[str, Any]) -> list[AddedToken]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file, CheckpointError where it is damaged."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except ValueError:
-        raise CheckpointError(f"{file} is not valid JSON.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} does not hold an object.")
-    return content
+    return read_object(file) if file.is_file() else {}
 
 
 def token_text(token: Any) -> str:

@@ -1,23 +1,101 @@
-"""Schedulers on continuous times, each with a formulation of its own."""
+"""Schedulers on continuous times: those of Karras et al. 2022, and others with a formulation of their own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from autopipeline.config import falling
 from autopipeline.schedulers import grids
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps, falling
+from autopipeline.schedulers.grids import Array
+from autopipeline.schedulers.named.keys import ENDS, THRESHOLD, Keys
+from autopipeline.schedulers.named.multistep import DPMSolverMultistepScheduler
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps
 from autopipeline.schedulers.solvers import continuous
-from autopipeline.schedulers.stateful import Output, drawn
+from autopipeline.stepping import forms
+
+_LEVELS: Keys = dict(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, sigma_schedule="karras", num_train_timesteps=1000)
+_EDM = _LEVELS | dict(prediction_type="epsilon", rho=7.0)
+_LATER = dict(solver_type="midpoint", lower_order_final=True, euler_at_final=False, **ENDS)
 
 
-class IPNDMScheduler(Scheduler):
+class _OnEDM(Scheduler):
+    """Levels of noise along a curve."""
+
+    choices = Scheduler.choices | dict(
+        sigma_schedule=("karras", "exponential"), prediction_type=("epsilon", "v_prediction")
+    )
+
+    def check(self) -> None:
+        """Levels that have a logarithm."""
+        super().check()
+        low, high = self.config.sigma_min, self.config.sigma_max
+        if low is None or high is None or not 0 < low < high:
+            raise ValueError(f"sigma_min={low} and sigma_max={high} have to be numbers with 0 < sigma_min < sigma_max.")
+
+    def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
+        """Sigmas along the curve, or own ones."""
+        last = self.config.sigma_min if self.config.final_sigmas_type == "sigma_min" else 0.0
+        levels, high = self._levels(steps or 1), self.config.sigma_max
+        if sigmas is not None:
+            levels, last, high = np.array(sigmas[:-1], dtype=np.float32), sigmas[-1], sigmas[0]
+        return Grid.of(self._told(levels), np.append(levels, last), init_noise_sigma=(high**2 + 1) ** 0.5)
+
+    def _levels(self, count: int) -> Array:
+        config = self.config
+        levels = grids.curve(config.sigma_schedule, config, config.sigma_max, config.sigma_min, count, config.rho)
+        return levels.astype(np.float32)
+
+    def _told(self, sigma: Array) -> Array:
+        """What the network is told: a quarter of the logarithm."""
+        return 0.25 * np.log(sigma)
+
+
+class EDMDPMSolverMultistepScheduler(_OnEDM):
+    """DPM-Solver++ for models in the formulation of Karras et al. 2022, such as Playground 2.5."""
+
+    defaults = _EDM | dict(solver_order=2, **THRESHOLD, algorithm_type="dpmsolver++", **_LATER)
+    solver_class = continuous.EDM
+    renamed = DPMSolverMultistepScheduler.renamed
+    choices = _OnEDM.choices | dict(algorithm_type=("dpmsolver++", "sde-dpmsolver++"), solver_type=("midpoint", "heun"))
+
+
+class EDMEulerScheduler(_OnEDM):
+    """Euler's method for models in the formulation of Karras et al. 2022; own sigmas are levels, the last one too."""
+
+    defaults = _EDM | ENDS
+    solver_class = continuous.EDMEuler
+    takes = ("sigmas",)
+
+
+class CosineDPMSolverMultistepScheduler(EDMDPMSolverMultistepScheduler):
+    """SDE-DPM-Solver++ for Stable Audio, whose network is told the angle of noise and signal."""
+
+    defaults = (
+        _LEVELS
+        | dict(sigma_min=0.3, sigma_max=500, sigma_data=1.0, sigma_schedule="exponential")
+        | dict(solver_order=2, prediction_type="v_prediction", rho=7.0, **_LATER)
+    )
+    solver_class = continuous.Cosine
+    choices = EDMDPMSolverMultistepScheduler.choices | dict(solver_order=(1, 2))
+
+    def _levels(self, count: int) -> Array:
+        """In float32 all the way: the noise of the path depends on every digit."""
+        low, high, rho = self.config.sigma_min, self.config.sigma_max, self.config.rho
+        if self.config.sigma_schedule == "exponential":
+            return torch.linspace(math.log(low), math.log(high), count).exp().flip(0).numpy()
+        ends = low ** (1 / rho), high ** (1 / rho)
+        return ((ends[1] + torch.linspace(0, 1, count) * (ends[0] - ends[1])) ** rho).numpy()
+
+    def _told(self, sigma: Array) -> Array:
+        return np.arctan(sigma) / math.pi * 2
+
+
+class IPNDMScheduler(forms.IPNDM, Scheduler):
     """Improved pseudo numerical methods (Zhang & Chen 2022) on a quarter of a circle."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(num_train_timesteps=1000, trained_betas=None)
@@ -30,12 +108,6 @@ class IPNDMScheduler(Scheduler):
             raise ValueError(f"trained_betas has {len(own)} shares of noise; {count} steps need {count + 1}.")
         share = (torch.linspace(1, 0, count + 1) * math.pi / 2).sin() ** 2 if own is None else torch.tensor(own)
         return Grid.of(torch.atan2(share, (1 - share**2).sqrt())[:-1] / math.pi * 2, share)
-
-    @property
-    def betas(self) -> torch.Tensor:
-        """Shares of noise."""
-        own = self.config.trained_betas
-        return self.sigmas if own is None else torch.tensor(own, dtype=torch.float32)
 
 
 class CMStochasticIterativeScheduler(Scheduler):
@@ -61,7 +133,7 @@ class CMStochasticIterativeScheduler(Scheduler):
         return 250 * np.log(sigmas + 1e-44)
 
 
-class ScoreSdeVeScheduler(Scheduler):
+class ScoreSdeVeScheduler(forms.ScoreSdeVe, Scheduler):  # type: ignore[override]
     """The variance-exploding diffusion of Song et al. 2021b, with predictor and corrector."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(
@@ -78,40 +150,6 @@ class ScoreSdeVeScheduler(Scheduler):
         levels = config.sigma_min * (config.sigma_max / config.sigma_min) ** times
         told = levels.repeat_interleave(config.correct_steps + 1)
         return Grid.of(told, times, steps or 1, init_noise_sigma=config.sigma_max)
-
-    @property
-    def timesteps(self) -> torch.Tensor:  # type: ignore[override]
-        """The times of the walk, one for each step."""
-        return self.walk.grid.sigmas  # type: ignore[return-value]
-
-    @property
-    def sigmas(self) -> torch.Tensor:  # type: ignore[override]
-        """The levels of the walk, one for each step, or those of `set_sigmas`."""
-        return self.walk.grid.timesteps[:: self.config.correct_steps + 1] if self.kept is None else self.kept
-
-    kept: Tensor | None = None
-
-    def set_sigmas(self, num_inference_steps: int) -> None:
-        """Keep the levels of the times that are set (all of training, if none are), and set times."""
-        self.kept = self.walk.grid.timesteps[:: self.config.correct_steps + 1]
-        self.set_timesteps(num_inference_steps=num_inference_steps)
-
-    def step_pred(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None, return_dict: bool = True
-    ) -> Any:
-        """The predictor's step from a time."""
-        time, noise = torch.as_tensor(timestep).flatten()[0].float(), partial(drawn, sample, generator)
-        return self._said(self.walk.solver.predict(sample, model_output, time, noise), return_dict)  # type: ignore[attr-defined]
-
-    def step_correct(
-        self, model_output: Tensor, sample: Tensor, generator: Any = None, return_dict: bool = True
-    ) -> Any:
-        """One correction."""
-        noise = partial(drawn, sample, generator)
-        return self._said(self.walk.solver.correct(sample, model_output, noise), return_dict)  # type: ignore[attr-defined]
-
-    def _said(self, made: tuple[Tensor, Tensor], as_output: bool) -> Any:
-        return Output(prev_sample=made[0], prev_sample_mean=made[1]) if as_output else made
 
 
 class DDPMWuerstchenScheduler(Scheduler):

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array
-from autopipeline.schedulers.named.keys import BETAS, LATENT, RESCALED, THRESHOLD
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver, Steps
+from autopipeline.schedulers.named.keys import BETAS, LATENT, LEADING, LINEAR, RESCALED, THRESHOLD, Keys
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps
 from autopipeline.schedulers.solvers import discrete
-from autopipeline.schedulers.stateful import Output, drawn
+from autopipeline.stepping import forms
+
+_LIMITS: Keys = dict(thresholding=False, dynamic_thresholding_ratio=0.995, clip_sample_range=1.0, sample_max_value=1.0)
+_DDIM: Keys = dict(set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
 
 
 class _OnTrainingSteps(Scheduler):
@@ -31,11 +31,7 @@ class _OnTrainingSteps(Scheduler):
 class DDIMScheduler(_OnTrainingSteps):
     """Denoising diffusion implicit models (Song et al. 2021)."""
 
-    defaults = (
-        BETAS
-        | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon", **THRESHOLD)
-        | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", **RESCALED)
-    )
+    defaults = BETAS | dict(clip_sample=True, **_DDIM, **_LIMITS, timestep_spacing="leading", **RESCALED)
     solver_class = discrete.DDIM
     takes_eta = True
 
@@ -45,93 +41,33 @@ class CogVideoXDDIMScheduler(_OnTrainingSteps):
 
     defaults = (
         LATENT
-        | dict(beta_schedule="scaled_linear", clip_sample=True, set_alpha_to_one=True, steps_offset=0)
-        | dict(prediction_type="epsilon", clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading")
-        | dict(**RESCALED, snr_shift_scale=3.0)
+        | dict(beta_schedule="scaled_linear", clip_sample=True, **_DDIM, clip_sample_range=1.0, sample_max_value=1.0)
+        | dict(timestep_spacing="leading", **RESCALED, snr_shift_scale=3.0)
     )
     solver_class = discrete.CogVideoXDDIM
-    choices = Scheduler.choices | dict(
-        beta_schedule=("linear", "scaled_linear", "squaredcos_cap_v2"),
-        prediction_type=("epsilon", "sample", "v_prediction"),
-    )
 
 
-class CogVideoXDPMScheduler(CogVideoXDDIMScheduler):
+class CogVideoXDPMScheduler(forms.CogVideoXDPM, CogVideoXDDIMScheduler):  # type: ignore[reportIncompatibleMethodOverride]
     """SDE-DPM-Solver++ (Lu et al. 2022b) on the same steps; scripts tell a step what the one before gave."""
 
     solver_class = discrete.CogVideoXDPM
-
-    def step(  # type: ignore[override]
-        self,
-        model_output: Tensor,
-        old_pred_original_sample: Tensor | None,
-        timestep: Any,
-        timestep_back: Any,
-        sample: Tensor,
-        eta: float = 0.0,
-        use_clipped_model_output: bool = False,
-        generator: Any = None,
-        variance_noise: Tensor | None = None,
-        return_dict: bool = False,
-    ) -> Any:
-        """One step from a time, knowing the time before it and the clean sample that was predicted there."""
-        if eta or use_clipped_model_output or variance_noise is not None:
-            raise ValueError(
-                "eta, use_clipped_model_output and variance_noise have no effect on CogVideoXDPMScheduler."
-            )
-        told = [float(t) for t in (timestep_back, timestep) if t is not None]
-        solver = self.solver(replace(self.walk.grid, timesteps=torch.tensor(told)))
-        if old_pred_original_sample is not None and timestep_back is not None:
-            solver.said = [old_pred_original_sample.float()]
-        made = solver.step(sample, model_output, len(told) - 1, lambda: drawn(sample, generator))
-        values = dict(prev_sample=made.x, pred_original_sample=made.x0)
-        return Output(values) if return_dict else tuple(values.values())
 
 
 class DDPMScheduler(_OnTrainingSteps):
     """Denoising diffusion probabilistic models (Ho et al. 2020)."""
 
-    defaults = (
-        BETAS
-        | dict(variance_type="fixed_small", clip_sample=True, prediction_type="epsilon", **THRESHOLD)
-        | dict(clip_sample_range=1.0, sample_max_value=1.0, timestep_spacing="leading", steps_offset=0, **RESCALED)
+    defaults = BETAS | dict(
+        variance_type="fixed_small", clip_sample=True, prediction_type="epsilon", **_LIMITS, **LEADING, **RESCALED
     )
     solver_class = discrete.DDPM
     takes = ("timesteps",)
 
-    def times_at(self, timestep: float) -> list[float]:
-        """The time and the one after it."""
-        after = int(self.previous_timestep(timestep))
-        return [timestep, after] if after >= 0 else [timestep]
 
-
-class _RowByRow:
-    """For parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
-
-    config: Any
-    row_solver: ClassVar[type[Solver]] = discrete.DDIM
-
-    def batch_step_no_noise(
-        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0, *, steps: int | None = None
-    ) -> Tensor:
-        """Each row's step from its own time, in a walk of a number of `steps`, without the noise."""
-        if eta:
-            raise ValueError(f"eta={eta} has to be 0 without noise.")
-        count = steps or getattr(self, "num_inference_steps", None) or self.config["num_train_timesteps"]
-        solver = self.row_solver(self, Grid(timesteps=timesteps, steps=int(count)))  # type: ignore[arg-type]
-        halves = model_output.chunk(2, 1) if model_output.shape[1] == 2 * sample.shape[1] else (model_output, None)
-        rows: list[Tensor] = []
-        for i in range(len(sample)):
-            x, said, variance = (None if whole is None else whole[i : i + 1] for whole in (sample, *halves))
-            rows.append(solver.step(x, said, i, partial(torch.zeros_like, x), variance).x)  # type: ignore[arg-type]
-        return torch.cat(rows)
-
-
-class DDIMParallelScheduler(_RowByRow, DDIMScheduler):
+class DDIMParallelScheduler(forms.RowByRow, DDIMScheduler):
     """DDIM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
 
 
-class DDPMParallelScheduler(_RowByRow, DDPMScheduler):
+class DDPMParallelScheduler(forms.RowByRow, DDPMScheduler):
     """DDPM for parallel sampling (Shih et al. 2023), where the rows of a batch stand at times of their own."""
 
     row_solver = discrete.DDPMParallel
@@ -140,12 +76,8 @@ class DDPMParallelScheduler(_RowByRow, DDPMScheduler):
 class DDIMInverseScheduler(_OnTrainingSteps):
     """DDIM backwards: from a picture to the noise that leads to it (Song et al. 2021, section 5.4)."""
 
-    defaults = (
-        BETAS
-        | dict(clip_sample=True, set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon")
-        | dict(clip_sample_range=1.0, timestep_spacing="leading", **RESCALED)
-    )
-    also = (*THRESHOLD, "sample_max_value")
+    defaults = BETAS | dict(clip_sample=True, **_DDIM, clip_sample_range=1.0, timestep_spacing="leading", **RESCALED)
+    also = tuple(THRESHOLD)
     solver_class = discrete.DDIMInverse
     choices = Scheduler.choices | dict(timestep_spacing=("leading", "trailing"))
 
@@ -157,7 +89,7 @@ class DDIMInverseScheduler(_OnTrainingSteps):
         return replace(grid, timesteps=grid.timesteps.flip(0))
 
 
-class UnCLIPScheduler(Scheduler):
+class UnCLIPScheduler(forms.UnCLIP, Scheduler):
     """DDPM as unCLIP and Kandinsky use it (Ramesh et al. 2022)."""
 
     defaults: ClassVar[Mapping[str, Any]] = dict(
@@ -177,23 +109,11 @@ class UnCLIPScheduler(Scheduler):
         even = grids.spaced({**self.config, "timestep_spacing": "linspace"}, steps or 1)
         return Grid.of(even.round(), whole=True)
 
-    def _get_variance(
-        self, timestep: int, prev_timestep: int | None = None, predicted_variance: Any = None, variance_type: Any = None
-    ) -> Any:
-        """Of the noise of a step: its root, or with a prediction of it in -1..1 its logarithm."""
-        solver = discrete.UnCLIP(self, Grid(timesteps=torch.tensor([timestep]), steps=1))
-        after = timestep - 1 if prev_timestep is None else prev_timestep
-        kind = variance_type or self.config.variance_type
-        made = solver.deviation(timestep, after, predicted_variance, kind)
-        return made if kind == "fixed_small_log" else 2 * made.log()
-
 
 class RePaintScheduler(Scheduler):
     """RePaint (Lugmayr et al. 2022): inpainting that goes back to noise again and again."""
 
-    defaults: ClassVar[Mapping[str, Any]] = dict(
-        num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02, beta_schedule="linear", eta=0.0
-    ) | dict(trained_betas=None, clip_sample=True)
+    defaults = LINEAR | dict(eta=0.0, trained_betas=None, clip_sample=True)
     solver_class = discrete.RePaint
     takes_eta = True
 
@@ -215,63 +135,12 @@ class RePaintScheduler(Scheduler):
         return Grid.of(np.array(walked) * (self.config.num_train_timesteps // count), steps=count, whole=True)
 
 
-class PNDMScheduler(Scheduler):
+class PNDMScheduler(forms.PNDM, Scheduler):
     """Pseudo numerical methods (Liu et al. 2022)."""
 
-    defaults = (
-        BETAS
-        | dict(skip_prk_steps=False, set_alpha_to_one=False, prediction_type="epsilon")
-        | dict(timestep_spacing="leading", steps_offset=0)
-    )
+    defaults = BETAS | dict(skip_prk_steps=False, set_alpha_to_one=False, prediction_type="epsilon", **LEADING)
     solver_class = discrete.PNDM
     choices = Scheduler.choices | dict(prediction_type=("epsilon", "v_prediction"))
-    pndm_order = 4
-
-    def locate(self, timestep: Any) -> tuple[Solver, int]:
-        """At the time it is told; what was said before counts."""
-        self._pndm.times.append(int(timestep))
-        return self._pndm, len(self._pndm.times) - 1
-
-    @property
-    def _pndm(self) -> discrete.PNDM:
-        assert isinstance(self.walk.solver, discrete.PNDM)
-        return self.walk.solver
-
-    @property
-    def prk_timesteps(self) -> torch.Tensor:
-        """Times of the Runge-Kutta start."""
-        return self.timesteps[: 0 if self.config.skip_prk_steps else 12]
-
-    @property
-    def plms_timesteps(self) -> torch.Tensor:
-        """Times of the linear multistep method."""
-        return self.timesteps[len(self.prk_timesteps) :]
-
-    def step_prk(self, *args: Any, **keywords: Any) -> Any:
-        """A step of the Runge-Kutta start, whatever was before."""
-        return self._step_as(12, *args, **keywords)
-
-    def step_plms(self, *args: Any, **keywords: Any) -> Any:
-        """A step of the linear multistep method; the start has to be over."""
-        if not self.config.skip_prk_steps and not self.ets:
-            raise ValueError("PNDMScheduler with Runge-Kutta steps begins with step_prk.")
-        return self._step_as(0, *args, **keywords)
-
-    def _step_as(self, start: int, *args: Any, **keywords: Any) -> Any:
-        solver, usual = self._pndm, self._pndm.start
-        solver.start = solver.count + start
-        result = self.step(*args, **keywords)
-        solver.start = usual
-        return result
-
-    @property
-    def ets(self) -> list[torch.Tensor]:
-        """What the network said in the last steps."""
-        return self._pndm.said
-
-    @ets.setter
-    def ets(self, seen: list[torch.Tensor]) -> None:
-        self._pndm.said = seen
 
     def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """The second time is done twice; with a Runge-Kutta start, the first three steps take four evaluations."""
@@ -295,8 +164,7 @@ class LCMScheduler(Scheduler):
     defaults = (
         LATENT
         | dict(beta_schedule="scaled_linear", original_inference_steps=50, clip_sample=False, clip_sample_range=1.0)
-        | dict(set_alpha_to_one=True, steps_offset=0, prediction_type="epsilon", **THRESHOLD, sample_max_value=1.0)
-        | dict(timestep_spacing="leading", timestep_scaling=10.0, **RESCALED)
+        | dict(**_DDIM, **THRESHOLD, timestep_spacing="leading", timestep_scaling=10.0, **RESCALED)
     )
     solver_class = discrete.LCM
     takes = ("timesteps",)

@@ -11,16 +11,16 @@ import torch
 
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array, twice
-from autopipeline.schedulers.named.keys import BETAS, CURVES, LATENT, RESCALED, SPACING
+from autopipeline.schedulers.named.keys import BETAS, CURVES, ENDS, LATENT, RESCALED, SPACED, SPACING
 from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps
-from autopipeline.schedulers.solvers import edm, exploding
+from autopipeline.schedulers.solvers import exploding, multistep
 
 
 class _OnSigmas(Scheduler):
     """Times are levels of noise, told to the network as fractional steps of training; x is not scaled."""
 
     rounds: ClassVar[str | None] = None  # the curve whose times are whole
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = dict(prediction_type=("epsilon", "sample", "v_prediction"))
+    choices = Scheduler.choices | dict(prediction_type=("epsilon", "sample", "v_prediction"))
 
     def times(self, steps: Steps, timesteps: Own, sigmas: Own, **extra: Any) -> Grid:
         """Evenly spaced, or along a curve, or own ones."""
@@ -58,8 +58,7 @@ class EulerDiscreteScheduler(_OnSigmas):
     defaults = (
         BETAS
         | dict(prediction_type="epsilon", interpolation_type="linear", **CURVES, sigma_min=None, sigma_max=None)
-        | dict(timestep_spacing="linspace", timestep_type="discrete", steps_offset=0, **RESCALED)
-        | dict(final_sigmas_type="zero")
+        | dict(timestep_spacing="linspace", timestep_type="discrete", steps_offset=0, **RESCALED, **ENDS)
     )
     solver_class = exploding.Euler
     takes = ("timesteps", "sigmas")
@@ -84,7 +83,7 @@ class EulerDiscreteScheduler(_OnSigmas):
 class EulerAncestralDiscreteScheduler(_OnSigmas):
     """Euler's method with fresh noise in every step."""
 
-    defaults = BETAS | dict(prediction_type="epsilon", **SPACING, **RESCALED)
+    defaults = BETAS | dict(prediction_type="epsilon", **SPACED)
     solver_class = exploding.EulerAncestral
 
 
@@ -99,40 +98,34 @@ class DPMPP3MSDEScheduler(_OnSigmas):
     """DPM-Solver++ as an SDE that remembers three steps, as k-diffusion's sample_dpmpp_3m_sde, with plain noise."""
 
     defaults = LATENT | dict(**CURVES, prediction_type="epsilon", **SPACING)
-    solver_class = edm.DPMPP3MSDE
+    solver_class = multistep.DPMPP3MSDE
 
 
-class _InTwoHalves(_OnSigmas):
-    """Two evaluations a step; x has the level of its end before the second look."""
-
-    order = 2
-
-    def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
-        ends = torch.from_numpy(np.stack([levels[:-1], levels[1:]]))
-        looks = self.solver_class.aim(*ends).numpy()  # type: ignore[attr-defined]
-        return twice(levels), twice(np.append(told, 0), grids.to_timesteps(looks, training))[:-1]
-
-
-class HeunDiscreteScheduler(_InTwoHalves):
+class HeunDiscreteScheduler(_OnSigmas):
     """Heun's method (Karras et al. 2022): two evaluations a step."""
 
-    defaults: ClassVar[Mapping[str, Any]] = LATENT | dict(
-        prediction_type="epsilon", **CURVES, clip_sample=False, clip_sample_range=1.0, **SPACING
-    )
+    defaults = LATENT | dict(prediction_type="epsilon", **CURVES, clip_sample=False, clip_sample_range=1.0, **SPACING)
     solver_class = exploding.Heun
+    order = 2
     takes = ("timesteps",)
 
     def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
         return twice(levels), twice(np.append(told, 0))[:-1]
 
 
-class KDPM2DiscreteScheduler(_InTwoHalves):
-    """DPM-Solver-2 (Lu et al. 2022a) in the formulation of Karras et al. 2022."""
+class KDPM2DiscreteScheduler(HeunDiscreteScheduler):
+    """DPM-Solver-2 (Lu et al. 2022a) in the formulation of Karras et al. 2022: the second look is on the way."""
 
     defaults = LATENT | dict(**CURVES, prediction_type="epsilon", **SPACING)
     solver_class = exploding.KDPM2
+    takes = ()
     rounds = "karras"
     choices = _OnSigmas.choices | dict(prediction_type=("epsilon", "v_prediction"))
+
+    def _walked(self, levels: Array, told: Array, training: Array, steps: int) -> tuple[Array, Array]:
+        ends = torch.from_numpy(np.stack([levels[:-1], levels[1:]]))
+        looks = self.solver_class.aim(*ends).numpy()  # type: ignore[attr-defined]
+        return twice(levels), twice(np.append(told, 0), grids.to_timesteps(looks, training))[:-1]
 
 
 class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
@@ -149,12 +142,12 @@ class DPMPP2SAncestralScheduler(KDPM2AncestralDiscreteScheduler):
     choices = _OnSigmas.choices
 
 
-class DPMSolverSDEScheduler(_InTwoHalves):
+class DPMSolverSDEScheduler(KDPM2DiscreteScheduler):
     """DPM-Solver++ as an SDE along a Brownian path (Lu et al. 2022b; k-diffusion); needs torchsde."""
 
     defaults = LATENT | dict(prediction_type="epsilon", **CURVES, noise_sampler_seed=None, **SPACING)
     solver_class = exploding.DPMSolverSDE
-    choices = KDPM2DiscreteScheduler.choices
+    rounds = None
 
     def _spaced(self, steps: int) -> Array:
         return grids.spaced(self.config, steps)  # in double precision: other roundings meet another path

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from autopipeline.config import falling
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array, shifted, stretched, twice
 from autopipeline.schedulers.named.keys import CURVES
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps, falling
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Steps
 from autopipeline.schedulers.solvers import flow
 
 _SHIFTS = (

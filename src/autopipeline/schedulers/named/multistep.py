@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from autopipeline.config import falling
 from autopipeline.schedulers import grids
 from autopipeline.schedulers.grids import Array, shifted, stretched
-from autopipeline.schedulers.named.keys import BETAS, CURVES, ENDS, FLOWS, RESCALED, SHIFTS, SPACING, THRESHOLD
-from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver, Steps, falling
+from autopipeline.schedulers.named.keys import BETAS, CURVES, ENDS, FLOWS, RESCALED, SHIFTS, SPACED, SPACING, THRESHOLD
+from autopipeline.schedulers.scheduler import Grid, Own, Scheduler, Solver, Steps
 from autopipeline.schedulers.solvers import multistep
 
 
@@ -108,7 +109,7 @@ class OnLogRatios(Scheduler):
 
 SOLVER = (
     BETAS
-    | dict(solver_order=2, prediction_type="epsilon", **THRESHOLD, sample_max_value=1.0)
+    | dict(solver_order=2, prediction_type="epsilon", **THRESHOLD)
     | dict(algorithm_type="dpmsolver++", solver_type="midpoint", lower_order_final=True)
 )
 LEARNED = dict(lambda_min_clipped=-math.inf, variance_type=None)
@@ -117,10 +118,8 @@ LEARNED = dict(lambda_min_clipped=-math.inf, variance_type=None)
 class DPMSolverMultistepScheduler(OnLogRatios):
     """DPM-Solver++ (Lu et al. 2022b) and its relatives."""
 
-    defaults = (
-        SOLVER
-        | dict(euler_at_final=False, **CURVES, use_lu_lambdas=False, **FLOWS, **ENDS, **LEARNED)
-        | dict(**SPACING, **RESCALED, **SHIFTS)
+    defaults = SOLVER | dict(
+        euler_at_final=False, **CURVES, use_lu_lambdas=False, **FLOWS, **ENDS, **LEARNED, **SPACED, **SHIFTS
     )
     solver_class = multistep.DPMSolver
     takes = ("timesteps",)
@@ -214,7 +213,7 @@ class UniPCMultistepScheduler(OnLogRatios):
 
     defaults = (
         BETAS
-        | dict(solver_order=2, prediction_type="epsilon", **THRESHOLD, sample_max_value=1.0, predict_x0=True)
+        | dict(solver_order=2, prediction_type="epsilon", **THRESHOLD, predict_x0=True)
         | dict(solver_type="bh2", lower_order_final=True, disable_corrector=(), solver_p=None, **CURVES, **FLOWS)
         | dict(**SPACING, **ENDS, **RESCALED, **SHIFTS, sigma_min=None, sigma_max=None, shift_terminal=None)
     )
@@ -273,8 +272,7 @@ class SASolverScheduler(OnLogRatios):
     defaults = (
         BETAS
         | dict(predictor_order=2, corrector_order=2, prediction_type="epsilon", tau_func=None, **THRESHOLD)
-        | dict(sample_max_value=1.0, algorithm_type="data_prediction", lower_order_final=True)
-        | dict(**CURVES, **FLOWS, **LEARNED, **SPACING)
+        | dict(algorithm_type="data_prediction", lower_order_final=True, **CURVES, **FLOWS, **LEARNED, **SPACING)
     )
     solver_class = multistep.SASolver
     choices = OnLogRatios.choices | dict(

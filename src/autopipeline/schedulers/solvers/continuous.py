@@ -1,14 +1,62 @@
-"""Solvers on continuous times, each with a formulation of its own."""
+"""Solvers on continuous times: those of Karras et al. 2022, and others with a formulation of their own."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
+from autopipeline.noise import BrownianNoise, Noise
+from autopipeline.schedulers.parameterisation import limited
+from autopipeline.schedulers.scheduler import Grid, Pair, Scheduler, Solver
 from autopipeline.schedulers.solvers.discrete import adams_bashforth
-from autopipeline.schedulers.solvers.edm import Preconditioned
-from autopipeline.schedulers.solvers.exploding import Exploding
+from autopipeline.schedulers.solvers.exploding import Euler, Exploding
+from autopipeline.schedulers.solvers.multistep import DPMSolver
+
+
+class Preconditioned(Exploding):
+    """Karras et al. 2022, table 1: the network is shown x at unit variance, and says what a share of x leaves open."""
+
+    def scale(self, x: Tensor, i: int) -> Tensor:
+        """To unit variance, for data of the standard deviation sigma_data."""
+        return x / (self.sigma(i) ** 2 + self.config.sigma_data**2).sqrt().to(x)
+
+    def cleaned(self, x: Tensor, pred: Tensor, sigma: Tensor) -> Tensor:
+        """What the shares of x and of the answer make up, within its limits."""
+        data, sign = self.config.sigma_data, -1.0 if self.config.prediction_type == "v_prediction" else 1.0
+        size = (sigma**2 + data**2).sqrt()
+        return limited(self.config, (data / size) ** 2 * x + sign * sigma * data / size * pred)
+
+
+class EDM(Preconditioned, DPMSolver):
+    """DPM-Solver++ over x with all of its signal."""
+
+
+class EDMEuler(Preconditioned, Euler):
+    """Karras et al. 2022, algorithm 2."""
+
+    def _meant(self, here: Tensor, above: Tensor) -> Tensor:
+        return above
+
+
+class Cosine(EDM):
+    """SDE-DPM-Solver++ with noise along a Brownian path.
+
+    Option: `seed`, that of the path, or a list with one for each sample; the reference implementation takes the
+    generator's `initial_seed()`. Without it, the first draw of the run's noise decides.
+    """
+
+    fixed = Solver.fixed | dict(algorithm_type="sde-dpmsolver++")
+    options = ("seed",)
+    seed: int | Sequence[int] | None = None
+    path: BrownianNoise | None = None
+
+    def drawn(self, i: int, noise: Noise) -> Tensor:
+        """The path's increment from grid index i to the next."""
+        if self.path is None:
+            self.path = BrownianNoise(noise, self.config.sigma_min, self.config.sigma_max, self.seed)
+        return self.path(self.sigma(i), self.sigma(i + 1))
 
 
 class IPNDM(Solver):
@@ -32,7 +80,7 @@ class IPNDM(Solver):
         return new, self.denoised(x, pred, i)
 
 
-class Consistency(Preconditioned, Exploding):
+class Consistency(Preconditioned):
     """Song et al. 2023, algorithm 1: jump to the clean sample, noise it again."""
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:

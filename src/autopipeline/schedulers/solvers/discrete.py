@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from autopipeline.noise import Noise
 from autopipeline.schedulers.grids import alphas_cumprod, betas
 from autopipeline.schedulers.parameterisation import clean
-from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
+from autopipeline.schedulers.scheduler import Grid, Pair, Scheduler, Solver
 
 
 class Discrete(Solver):
@@ -24,9 +25,13 @@ class Discrete(Solver):
         """Share of signal (squared) at a training step; before the first, that of a finished sample."""
         return self.product[t] if t >= 0 else self.final
 
+    def shares(self, i: int) -> Pair:
+        """Share of signal (squared) before and after a step of the stride that the number of steps gives."""
+        return self.signal(self.times[i]), self.signal(self.times[i] - self.stride)
+
     def level(self, i: int) -> Pair:
-        """By the training step at index i."""
-        share = self.product[self.times[i]]
+        """Before the step."""
+        share = self.shares(i)[0]
         return share.sqrt(), (1 - share).sqrt()
 
     def after(self, i: int) -> int:
@@ -52,19 +57,14 @@ class DDIM(Discrete):
     use_clipped_model_output = False  # the noise that belongs to the limited clean sample
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
-        """One step of the stride that the number of steps gives."""
-        here, there = self.shares(i)
-        x0 = self.denoised(x, pred, i)
+        """Draws only with eta."""
+        (here, there), x0 = self.shares(i), self.denoised(x, pred, i)
         direction = self.noise_in(x, pred, i)
         if self.use_clipped_model_output:
             direction = (x - here.sqrt() * x0) / (1 - here).sqrt()
         std = self.eta * spread(here, there) if self.eta else torch.tensor(0.0)
         new = there.sqrt() * x0 + (1 - there - std**2).sqrt() * direction
         return (new + std * noise() if self.eta > 0 else new), x0
-
-    def shares(self, i: int) -> Pair:
-        """Share of signal (squared) before and after the step."""
-        return self.signal(self.times[i]), self.signal(self.times[i] - self.stride)
 
 
 class DDIMInverse(DDIM):
@@ -75,29 +75,15 @@ class DDIMInverse(DDIM):
         there, here = super().shares(i)
         return here, there
 
-    def level(self, i: int) -> Pair:
-        """Before the step."""
-        share = self.shares(i)[0]
-        return share.sqrt(), (1 - share).sqrt()
-
 
 class CogVideoXDDIM(DDIM):
-    """DDIM whose configuration speaks of limits and noise, but that knows neither."""
+    """DDIM whose configuration speaks of limits, but that knows none."""
 
     fixed = Solver.fixed | dict(clip_sample=False)
 
-    def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
-        """Without fresh noise."""
-        if self.eta:
-            raise ValueError(f"eta={self.eta} has no effect with CogVideoXDDIMScheduler; it belongs to DDIMScheduler.")
-        return super().advance(x, pred, i, noise, variance)
-
 
 class CogVideoXDPM(CogVideoXDDIM):
-    """SDE-DPM-Solver++ (2M; Lu et al. 2022b) over the strides of DDIM.
-
-    From its second step on it draws twice and takes the second draw, as users of a seed know it.
-    """
+    """SDE-DPM-Solver++ (2M; Lu et al. 2022b) on DDIM's strides; of two draws, which later steps make, it takes one."""
 
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """The first step and the one to the clean sample are of first order."""
@@ -108,10 +94,8 @@ class CogVideoXDPM(CogVideoXDDIM):
             before = depth(here) - depth(self.signal(self.times[i - 1]))
             lead, drawn = x0 + (x0 - self.said[-1]) * (width / before / 2), noise()
         self.said = [x0]
-        shrunk = ((1 - there) / (1 - here)).sqrt() * (-width).exp()
-        return shrunk * x - (-2 * width).expm1() * there.sqrt() * lead + (
-            (1 - there) * -(-2 * width).expm1()
-        ).sqrt() * drawn, x0
+        kept, new = ((1 - there) / (1 - here)).sqrt() * (-width).exp(), -(-2 * width).expm1()
+        return kept * x + new * there.sqrt() * lead + ((1 - there) * new).sqrt() * drawn, x0
 
 
 def depth(share: Tensor) -> Tensor:
@@ -125,15 +109,14 @@ class DDPM(Discrete):
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """To the next time of the grid; without noise from time 0."""
         t, after = self.times[i], self.after(i)
-        here, there = self.product[t], self.product[after] if after >= 0 else torch.tensor(1.0)
+        here, there, beta = self.signal(t), self.signal(after), self.beta(t, after)
         x0 = self.denoised(x, pred, i)
-        beta = self.beta(t, after)
         mean = there.sqrt() * beta / (1 - here) * x0 + (1 - beta).sqrt() * (1 - there) / (1 - here) * x
         return (mean + self.deviation(t, after, variance, self.config.variance_type) * noise() if t else mean), x0
 
     def beta(self, t: int, after: int) -> Tensor:
         """Variance that training added on the way from `after` to t."""
-        return 1 - self.product[t] / (self.product[after] if after >= 0 else 1.0)
+        return 1 - self.signal(t) / self.signal(after)
 
     def deviation(self, t: int, after: int, predicted: Tensor | None, kind: str | None) -> Tensor:
         """Of the noise on the way from t to `after`; `predicted`: what the network says of it, as `kind` has it.
@@ -142,7 +125,7 @@ class DDPM(Discrete):
         """
         if kind in ("learned", "learned_range") and predicted is None:
             raise ValueError(f"variance_type={kind!r} needs a network that predicts the variance.")
-        here, there, large = self.product[t], self.product[after] if after >= 0 else 1.0, self.beta(t, after)
+        here, there, large = self.signal(t), self.signal(after), self.beta(t, after)
         small = ((1 - there) / (1 - here) * large).clamp(min=1e-20)
         if kind == "learned":
             return torch.as_tensor(predicted).float().sqrt()
@@ -280,16 +263,11 @@ class RePaint(Discrete):
         if self.original_image is None or self.mask is None:
             raise ValueError("RePaintScheduler needs original_image and mask.")
         t, after, mask = self.times[i], self.after(i), self.mask.to(x)
-        here, there = self.signal(t), self.signal(t - self.stride)
+        here, there = self.shares(i)
         x0, drawn, std = self.denoised(x, pred, i), noise(), self.eta * spread(here, there)
         new = there.sqrt() * x0 + (1 - there - std**2).sqrt() * pred + std * drawn
         known = there.sqrt() * self.original_image.to(x) + (1 - there).sqrt() * drawn
         new = mask * known + (1 - mask) * new
-        for step in range(t, after + self.stride) if after > t else ():
-            new = self.undone(new, step, noise)
+        for beta in self.betas[t : after + self.stride] if after > t else ():
+            new = (1 - beta).sqrt() * new + beta.sqrt() * noise()  # a step of training back towards noise (eq. 2)
         return new, x0
-
-    def undone(self, x: Tensor, t: int, noise: Noise) -> Tensor:
-        """One step of training back towards noise (eq. 2)."""
-        beta = self.betas[t]
-        return (1 - beta).sqrt() * x + beta.sqrt() * noise()

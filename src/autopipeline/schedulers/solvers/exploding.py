@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from autopipeline.schedulers.grids import integrals
+from autopipeline.noise import BrownianNoise, Noise
+from autopipeline.quadrature import integrals
 from autopipeline.schedulers.parameterisation import clean, limited
-from autopipeline.schedulers.scheduler import Noise, Pair, Solver
-from autopipeline.schedulers.solvers.brownian import BrownianNoise
+from autopipeline.schedulers.scheduler import Pair, Solver
 
 
 def ancestral(here: Tensor, there: Tensor) -> Pair:
@@ -39,12 +39,20 @@ class Exploding(Solver):
         """All of the signal."""
         return torch.tensor(1.0), self.sigma(i)
 
+    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
+        """The clean sample, at what the network sees."""
+        return self.cleaned(x, pred, self.seen(i))
+
+    def cleaned(self, x: Tensor, pred: Tensor, sigma: Tensor) -> Tensor:
+        """The clean sample in x at a level, within its limits."""
+        return limited(self.config, clean(self.config, x, pred, torch.tensor(1.0), sigma))
+
     def scale(self, x: Tensor, i: int) -> Tensor:
         """To unit variance."""
         return x / (self.seen(i) ** 2 + 1).sqrt().to(x)
 
 
-class Churned(Exploding):
+class Euler(Exploding):
     """Karras et al. 2022, algorithm 2: noise up to a higher level, then along the tangent.
 
     The network has seen x before the noise. Options: `s_churn`, `s_tmin`, `s_tmax`, `s_noise` of the paper.
@@ -61,20 +69,12 @@ class Churned(Exploding):
         above = here * (1 + churn)
         if churn > 0:
             x = x + noise() * self.s_noise * (above**2 - here**2).sqrt()
-        x0 = self._cleaned(x, pred, here, above)
+        x0 = self.cleaned(x, pred, self._meant(here, above))
         return towards(x, x0, above, self.sigma(i + 1)), x0
 
-    def _cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
-        """The clean sample in x at the level above."""
-        raise NotImplementedError
-
-
-class Euler(Churned):
-    """Euler's method; velocities are taken for those of the level that the network was told."""
-
-    def _cleaned(self, x: Tensor, pred: Tensor, here: Tensor, above: Tensor) -> Tensor:
-        at = above if self.config.prediction_type == "epsilon" else here
-        return clean(self.config, x, pred, torch.tensor(1.0), at)
+    def _meant(self, here: Tensor, above: Tensor) -> Tensor:
+        """Noise is taken for that of the level above, but velocities for those of the level that the network sees."""
+        return above if self.config.prediction_type == "epsilon" else here
 
 
 class EulerAncestral(Exploding):
@@ -106,8 +106,11 @@ class LMS(Exploding):
         return x, x0
 
 
-class TwoHalves(Exploding):
-    """Two evaluations for each step, at indices 2 k and 2 k + 1 of the grid; the last one, to 0, has only the first."""
+class Heun(Exploding):
+    """Karras et al. 2022, algorithm 1: Euler's step, then the mean of both slopes.
+
+    Two evaluations for each step, at indices 2 k and 2 k + 1 of the grid; the last one, to 0, has only the first.
+    """
 
     fresh = False  # whether a step goes to a lower level, and noise from there up to the next one
     begun: Pair | None = None  # x at the beginning of the step, and its slope there
@@ -128,10 +131,6 @@ class TwoHalves(Exploding):
     def seen(self, i: int) -> Tensor:
         """The level at the beginning of the step, or that of the second look."""
         return self.sigma(i) if self.begun is None else self.aim(*self._ends(i))
-
-    def denoised(self, x: Tensor, pred: Tensor, i: int) -> Tensor:
-        """The clean sample, at either look."""
-        return limited(self.config, clean(self.config, x, pred, torch.tensor(1.0), self.seen(i)))
 
     def _slope(self, x: Tensor, pred: Tensor, x0: Tensor, i: int) -> Tensor:
         return (x - x0) / self.seen(i)
@@ -154,10 +153,6 @@ class TwoHalves(Exploding):
         return x + (slopes[0] + slopes[1]) / 2 * (there - here)
 
 
-class Heun(TwoHalves):
-    """Karras et al. 2022, algorithm 1: Euler's step, then the mean of both slopes."""
-
-
 class Restart(Heun):
     """Xu et al. 2023, algorithm 2: Heun's steps, and noise back up wherever the grid rises.
 
@@ -174,7 +169,7 @@ class Restart(Heun):
         return (new + noise() * self.s_noise * (there**2 - here**2).sqrt() if there > here else new), x0
 
 
-class KDPM2(TwoHalves):
+class KDPM2(Heun):
     """DPM-Solver-2 (Lu et al. 2022a) in the formulation of Karras et al. 2022: the slope halfway in the logarithm."""
 
     @classmethod

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
-from autopipeline.schedulers.solvers.exploding import Exploding, TwoHalves
+from autopipeline.noise import Noise
+from autopipeline.schedulers.scheduler import Grid, Pair, Scheduler, Solver
+from autopipeline.schedulers.solvers.exploding import Exploding, Heun
 
 
 class Flow(Exploding):
@@ -51,7 +52,7 @@ class FlowEuler(Flow):
         return x + (here - there) * pred, x0
 
 
-class FlowHeun(Flow, TwoHalves):
+class FlowHeun(Flow, Heun):
     """Heun's method along the line: Euler's step, then the mean of both slopes; the grid has each level twice."""
 
     def _slope(self, x: Tensor, pred: Tensor, x0: Tensor, i: int) -> Tensor:

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autopipeline.schedulers.grids import alphas_cumprod, integrals
-from autopipeline.schedulers.scheduler import Grid, Noise, Pair, Scheduler, Solver
+from autopipeline.noise import Noise
+from autopipeline.quadrature import integrals
+from autopipeline.schedulers.grids import alphas_cumprod
+from autopipeline.schedulers.scheduler import Grid, Pair, Scheduler, Solver
+from autopipeline.schedulers.solvers.exploding import Exploding
 
 
 class Multistep(Solver):
@@ -50,15 +53,12 @@ class DPMSolver(Multistep):
 
     bend = -0.5  # of the third order of the SDE, as in the reference implementation; that of the ODE is 1/2
 
-    def __init__(self, scheduler: Scheduler, grid: Grid) -> None:
-        super().__init__(scheduler, grid)
-        self.kind: str = self.config.algorithm_type
-
     def advance(self, x: Tensor, pred: Tensor, i: int, noise: Noise, variance: Tensor | None) -> Pair:
         """One step of the order that the history and the end of the grid allow."""
-        said, x0 = self.converted(x, pred, i, self.kind.endswith("++"))
+        kind: str = self.config.algorithm_type
+        said, x0 = self.converted(x, pred, i, kind.endswith("++"))
         self.said = [*self.said, said][-self.config.solver_order :]
-        drawn = self.drawn(i, noise) if self.kind.startswith("sde") else None
+        drawn = self.drawn(i, noise) if kind.startswith("sde") else None
         return self._update(x, i, min(self._order(i), len(self.said)), drawn), x0
 
     def drawn(self, i: int, noise: Noise) -> Tensor:
@@ -101,7 +101,8 @@ class DPMSolver(Multistep):
         """Of x, of the prediction, of its first and second difference, and of the noise."""
         (alpha_s, sigma_s), (alpha, sigma) = self.level(start), self.level(end)
         h = self.log_ratio(end) - self.log_ratio(start)
-        doubled, as_clean = self.kind.startswith("sde"), self.kind.endswith("++")
+        kind: str = self.config.algorithm_type
+        doubled, as_clean = kind.startswith("sde"), kind.endswith("++")
         double = 2.0 if doubled else 1.0
         if as_clean:
             carry, size, hh = sigma / sigma_s * (torch.exp(-h) if doubled else 1), alpha, -double * h
@@ -112,6 +113,22 @@ class DPMSolver(Multistep):
         second = first / 2 if order == 2 and self.config.solver_type == "midpoint" else -size * (base / hh - 1)
         third = -size * ((base - hh) / hh**2 - (self.bend if doubled else 0.5))
         return carry, first, second, third, sigma * torch.sqrt(torch.expm1(-2 * h if as_clean else 2 * h).abs())
+
+
+class DPMPP3MSDE(Exploding, DPMSolver):
+    """DPM-Solver++ as an SDE of three steps (Lu et al. 2022b, section 5; k-diffusion), exponential in the logarithm.
+
+    The curvature has half of the weight that a parabola would give it, as in k-diffusion. Option: `s_noise`.
+    """
+
+    fixed = Solver.fixed | dict(algorithm_type="sde-dpmsolver++", solver_order=3, solver_type="heun")
+    bend = 0.5
+    options = ("s_noise",)
+    s_noise = 1.0
+
+    def drawn(self, i: int, noise: Noise) -> Tensor:
+        """Scaled; none on the way to 0."""
+        return self.s_noise * noise() if self.sigma(i + 1) > 0 else torch.tensor(0.0)
 
 
 class Singlestep(DPMSolver):

@@ -26,16 +26,17 @@ ALONE = (
 class Call(NamedTuple):
     """One class: keywords of a step, those of set_timesteps, and what a step gives beside the sample.
 
-    `at_any_time`: each step is taken at the time it is told; otherwise a step follows the one before, and times say
-    where the walk begins. `unknown_is_last`: a time that is not on the grid counts as its last one, instead of being an
-    error. `draws_in_single`: noise is drawn in single precision, whatever the network's. `noises_by_step`: add_noise
-    goes by steps of training, wherever the walk stands.
+    `at_any_time`: each step is taken at the time it is told, with `to_next` to the next one of the grid; otherwise a
+    step follows the one before, and times say where the walk begins. `unknown_is_last`: a time that is not on the grid
+    counts as its last one, instead of being an error. `draws_in_single`: noise is drawn in single precision, whatever
+    the network's. `noises_by_step`: add_noise goes by steps of training, wherever the walk stands.
     """
 
     step: str = "generator return_dict"
     grid: str = ""
     gives: str = ""
     at_any_time: bool = False
+    to_next: bool = False
     unknown_is_last: bool = False
     draws_in_single: bool = False
     noises_by_step: bool = False
@@ -57,7 +58,7 @@ CALLS: Mapping[str, Call] = {
     ),
     "CogVideoXDPM": Call(gives=CLEAN, at_any_time=True),
     "DDIMInverse": Call("return_dict", "", CLEAN, at_any_time=True),
-    "DDPM": Call(grid="timesteps", gives=CLEAN, at_any_time=True),
+    "DDPM": Call(grid="timesteps", gives=CLEAN, at_any_time=True, to_next=True),
     "DDPMWuerstchen": Call(grid="num_inference_steps timesteps device"),
     "UnCLIP": Call("prev_timestep generator return_dict", "", CLEAN, at_any_time=True),
     "RePaint": Call(

@@ -1,14 +1,22 @@
-"""Noise along a Brownian path, so that it does not depend on how many steps the path is walked in."""
+"""Where noise comes from: a generator, or a Brownian path that is the same however many steps walk it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from autopipeline.schedulers.scheduler import Noise
+Noise = Callable[[], Tensor]
+
+
+def normal(
+    shape: Sequence[int], generator: torch.Generator | None, *, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Standard-normal draws, made where the generator lives (torch's global one, if none is given) and moved."""
+    home = device if generator is None else generator.device
+    return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=home).to(device)
 
 
 class BrownianNoise:

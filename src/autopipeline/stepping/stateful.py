@@ -3,13 +3,11 @@
 `set_timesteps` begins a walk, which the scheduler then keeps: grid, solver and position. Pipelines never touch it; they
 use `grid()` and `solver()`, so that one scheduler serves many threads.
 
-How a class is called stands in `calls.py`, or in a `call` of its own; a class without one inherits it. Keywords of a
-step that are not known here (`eta`, `s_churn`, ...) are set as attributes of the solver; one that the solver has no
-attribute for is refused unless it is at its default. What a step gives beside the sample is the tensor that the solver
-has under that name, or else the clean sample. A solver whose `seed` is None gets that of the generator. Keywords of
-set_timesteps go to `Scheduler.times`. A class may also override `locate` (solver and index of a step), `times_at` (the
-grid of a single step at any time), `levels_at` (for `add_noise` and `get_velocity`) and `training_grid` (what there is
-before set_timesteps).
+How a class is called stands in `calls.py`; one that is not there is called as the class that it derives from. Keywords
+of a step that are not known here (`eta`, `s_churn`, ...) are set as attributes of the solver; one that the solver has
+no attribute for is refused unless it is at its default. What a step gives beside the sample is the tensor that the
+solver has under that name, or else the clean sample. A solver whose `seed` is None gets that of the generator. Keywords
+of set_timesteps go to `Scheduler.times`. What single classes have beside all this stands in `forms.py`.
 """
 
 from __future__ import annotations
@@ -24,17 +22,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from autopipeline.config import Config
-from autopipeline.schedulers import grids
-from autopipeline.schedulers.calls import ALONE, CALLS, KARRAS, Call
+from autopipeline.config import Config, Configured
+from autopipeline.noise import normal
+from autopipeline.stepping.calls import ALONE, CALLS, KARRAS, Call
 
 if TYPE_CHECKING:
     from autopipeline.schedulers.scheduler import Grid, Solver
 
 Times = Tensor | Sequence[float] | float
-PLAIN = dict(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False, use_lu_lambdas=False) | dict(
-    interpolation_type="linear"
-)
+CURVES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+PLAIN: dict[str, Any] = dict.fromkeys(CURVES, False) | dict(interpolation_type="linear")
 """Keys that give the levels of training themselves."""
 
 
@@ -66,32 +63,24 @@ class Walk:
     index: int | None = None
 
 
-class Stateful:
+class Stateful(Configured):
     """Set times, then step after step."""
 
     if TYPE_CHECKING:
-        config: Config
-
-        @property
-        def own(self) -> Config: ...  # noqa: D102
-
-        defaults: ClassVar[Mapping[str, Any]]
 
         def grid(self, steps: int | None = None, **options: Any) -> Grid: ...  # noqa: D102
         def times(self, *args: Any, **extra: Any) -> Grid: ...  # noqa: D102
         def solver(self, grid: Grid, **options: Any) -> Solver: ...  # noqa: D102
-        @classmethod
-        def from_config(cls, config: Any, **changes: Any) -> Self: ...  # noqa: D102
 
     call: ClassVar[Call] = Call()
-    config_name = "scheduler_config.json"
     has_compatibles = True
     _deprecated_kwargs: ClassVar[list[str]] = []
     _walk: Walk | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.call = CALLS.get(cls.__name__.removesuffix("Scheduler"), cls.call)
+        if (name := cls.__name__.removesuffix("Scheduler")) in CALLS:
+            cls.call = CALLS[name]
         for name, first in (("set_timesteps", ()), ("step", ("model_output", "timestep", "sample"))):
             if name not in cls.__dict__:
                 setattr(cls, name, _taking(getattr(Stateful, name), first, cls.call.keywords(name)))
@@ -143,19 +132,24 @@ class Stateful:
         walk = self.walk
         if self.call.at_any_time:
             told = torch.as_tensor(timestep).flatten()[0].item()  # one time, for a whole batch
-            return self.solver(replace(walk.grid, timesteps=torch.tensor(self.times_at(told)))), 0
+            return self.solver(self.grid_at(torch.tensor(self.times_at(told)), walk.grid.steps)), 0
         if walk.index is None:
             walk.index = self.index_for_timestep(timestep) if walk.begin is None else walk.begin
         return walk.solver, walk.index
 
+    def grid_at(self, timesteps: Tensor, steps: int) -> Grid:
+        """Single times, in a walk of a number of steps."""
+        return replace(self.walk.grid, timesteps=timesteps, steps=steps)
+
     def times_at(self, timestep: float) -> list[float]:
-        """The grid for a single step: one step of training, unless the solver knows of another."""
-        return [timestep, timestep - 1] if timestep >= 1 else [timestep]
+        """The grid for a single step: one step of training, unless it goes to the next time or the solver knows."""
+        after = int(self.previous_timestep(timestep)) if self.call.to_next else timestep - 1
+        return [timestep, after] if after >= 0 else [timestep]
 
     def training_grid(self) -> Grid:
         """All of training, as long as no other times are set."""
         total = self.config.get("num_train_timesteps", 1)
-        plain = self.from_config(self.config, **{key: value for key, value in PLAIN.items() if key in self.defaults})
+        plain = self.from_config(self.config, **PLAIN)
         return plain.times(total, list(range(total))[::-1], None)
 
     @property
@@ -336,8 +330,7 @@ def drawn(like: Tensor, generator: Any) -> Tensor:
     """Noise as large as `like`, from one generator or from one for each sample, wherever they live."""
     if isinstance(generator, list):
         return torch.cat([drawn(part, one) for part, one in zip(like.split(1), generator, strict=True)])
-    home = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, device=home, dtype=like.dtype).to(like.device)
+    return normal(like.shape, generator, dtype=like.dtype, device=like.device)
 
 
 def _beside(level: Tensor, x: Tensor) -> Tensor:
@@ -346,6 +339,8 @@ def _beside(level: Tensor, x: Tensor) -> Tensor:
 
 
 def _of_training(config: Mapping[str, Any], name: str, on_sigmas: bool) -> Tensor:
+    from autopipeline.schedulers import grids
+
     product = grids.alphas_cumprod(config, floor=2**-24 if on_sigmas else None)
     if name == "alphas_cumprod":
         return product
