@@ -62,6 +62,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     ),
     "lumina": tiny.lumina,
     "lumina2": tiny.lumina2,
+    "kolors": tiny.kolors,
+    "kolors-9": lambda folder: tiny.kolors(folder, in_channels=9),
     "lcm": tiny.lcm,
     "qwenimage": qwenimage.checkpoint,
     "qwenimage-edit": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPipeline"),

@@ -75,6 +75,7 @@ MADE: dict[str, Made] = {
     "lumina2": Made("lumina2"),
     "kandinsky": Made("kandinsky"),
     "kandinsky22": Made("kandinsky22"),
+    "kolors": Made("kolors"),
 }
 """By the key of a row; rows with PAG are made as those without it."""
 

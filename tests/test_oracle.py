@@ -66,6 +66,8 @@ SANA_EMBEDS = dict(
     prompt_attention_mask=torch.arange(16)[None] < 9,
     negative_prompt_attention_mask=torch.arange(16)[None] < 1,
 )
+KOLORS_EMBEDS = dict(prompt=None, prompt_embeds=(1, 256, 24), pooled_prompt_embeds=(1, 24))
+KOLORS_NEGATIVE = dict(negative_prompt_embeds=(1, 256, 24), negative_pooled_prompt_embeds=(1, 24))
 LUMINA = dict(clean_caption=False)
 LUMINA2 = dict(system_prompt="sun", max_sequence_length=40)
 LUMINA2_EMBEDS = dict(negative_prompt_embeds=None, negative_prompt_attention_mask=None, negative_prompt="cat")
@@ -259,6 +261,16 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "text2image",
         dict(height=48, width=64, prompt=["red", TOLD[2] * 20], negative_prompt=["", "a"]),
     ),
+    ("kolors", "text2image", dict(negative_prompt="sun", num_images_per_prompt=2, max_sequence_length=64)),
+    ("kolors", "text2image", MICRO | NEGATIVE_MICRO | dict(prompt=["sun", "一只红  cat"], width=48)),
+    ("kolors", "text2image", KOLORS_EMBEDS | dict(guidance_scale=1.0, latents=(1, 4, 16, 16))),
+    ("kolors", "text2image", KOLORS_EMBEDS | KOLORS_NEGATIVE | dict(denoising_end=0.6, output_type="latent")),
+    ("kolors", "text2image", KOLORS_NEGATIVE | dict(sigmas=[9.0, 3.0, 0.5])),
+    ("kolors", "image2image", GENTLE | dict(num_images_per_prompt=2)),
+    ("kolors", "image2image", GENTLE | MICRO | NEGATIVE_MICRO | dict(image=tiny.photo(72, 40))),
+    ("kolors", "image2image", GENTLE | dict(image=tiny.photo(72, 40), height=48, width=80)),
+    ("kolors", "image2image", dict(image=(1, 4, 16, 16), denoising_start=0.5, denoising_end=0.9)),
+    ("kolors", "image2image", GENTLE | dict(latents=(1, 4, 16, 16), negative_prompt="a cat")),
     ("lcm", "text2image", dict(guidance_scale=3.0)),
     ("lcm", "image2image", dict(original_inference_steps=20)),
     ("kandinsky22", "text2image", STAGES | dict(negative_prompt="sun", num_images_per_prompt=2, height=20)),
@@ -347,6 +359,7 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
         ("auraflow", FLUX),
         ("ovis", OVIS),
         ("lcm", {}),
+        ("kolors", {}),
         ("lumina", LUMINA),
         ("lumina2", LUMINA2),
     ],

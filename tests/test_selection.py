@@ -32,6 +32,8 @@ OURS = {
     "pixart-sigma-pag": ("image2image", "inpaint"),
     "lumina": ("image2image", "inpaint"),
     "lumina2": ("image2image", "inpaint"),
+    "kolors": ("inpaint",),
+    "kolors-pag": ("image2image", "inpaint"),
 }
 """Tasks of the rows that the peer has no class for."""
 CLASSES = sorted({cls.__name__ for table in (MAPPINGS, DECODERS) for rows in table.values() for cls in rows.values()})

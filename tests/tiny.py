@@ -609,6 +609,61 @@ CONTROLNETS: dict[str, Callable[[], Any]] = {
 """Control networks for the checkpoints above, to be saved by their peers' `save_pretrained`."""
 
 
+def chatglm_pieces(file: Path, algorithm: str = "bpe", **options: Any) -> Path:
+    """A SentencePiece model as ChatGLM has it: no word is unknown, no space is left out."""
+    from sentencepiece import SentencePieceTrainer
+
+    words = ["a photo of a red cat on the sea", "the sun and  the red sea,", "a cat, a sun!", "一只红色的猫", "x\ty"]
+    options = dict(vocab_size=340, byte_fallback=True, remove_extra_whitespaces=False, hard_vocab_limit=False) | options
+    kind = dict(model_type=algorithm, normalization_rule_name="identity", minloglevel=2)
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(words * 9), model_prefix=str(file.with_suffix("")), **kind, **options
+    )
+    file.with_suffix(".vocab").unlink()
+    return file
+
+
+CHATGLM = dict(
+    num_layers=3,
+    padded_vocab_size=360,
+    hidden_size=24,
+    ffn_hidden_size=20,
+    kv_channels=8,
+    num_attention_heads=4,
+    multi_query_attention=True,
+    multi_query_group_num=2,
+    add_qkv_bias=True,
+    seq_length=256,
+    original_rope=True,
+)
+
+
+def chatglm(seed: int, **changes: Any) -> Any:
+    """ChatGLM in miniature."""
+    from diffusers.pipelines.kolors import ChatGLMModel
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+
+    return redraw(ChatGLMModel(ChatGLMConfig(**CHATGLM | changes)), seed).eval()
+
+
+def kolors(folder: Path, **changes: Any) -> Path:
+    """Kolors in miniature; `changes` are keys of the U-Net's config."""
+    import diffusers
+    from diffusers.pipelines.kolors import ChatGLMTokenizer
+
+    pipe = diffusers.KolorsPipeline(
+        unet=redraw(diffusers.UNet2DConditionModel(**XL_UNET | dict(encoder_hid_dim=24) | changes), 1),
+        vae=redraw(diffusers.AutoencoderKL(**XL_VAE), 2),
+        text_encoder=chatglm(3),
+        tokenizer=ChatGLMTokenizer(str(chatglm_pieces(folder / "tokenizer.model"))),
+        scheduler=diffusers.EulerDiscreteScheduler(
+            **BETAS | dict(beta_end=0.014), num_train_timesteps=1100, timestep_spacing="leading", steps_offset=1
+        ),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def lcm(folder: Path) -> Path:
     """A latent consistency model in miniature."""
     return stable_diffusion(

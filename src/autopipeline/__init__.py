@@ -48,6 +48,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.autoencoder_tiny": ("AutoencoderTiny",),
     "autopipeline.models.autoencoder_dc": ("AutoencoderDC",),
     "autopipeline.models.gemma2": ("Gemma2Model", "GemmaModel"),
+    "autopipeline.models.chatglm": ("ChatGLMModel",),
     "autopipeline.models.lumina": ("LuminaNextDiT2DModel",),
     "autopipeline.models.lumina2": ("Lumina2Transformer2DModel",),
     "autopipeline.models.ideogram4": ("Ideogram4PromptEnhancerHead", "Ideogram4Transformer2DModel"),
@@ -59,7 +60,9 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.z_image": ("ZImageTransformer2DModel",),
     "autopipeline.models.z_image_controlnet": ("ZImageControlNetModel",),
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),
-    "autopipeline.text": ("BertTokenizer", "CLIPTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer"),
+    "autopipeline.text": (
+        *("BertTokenizer", "CLIPTokenizer", "ChatGLMTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer"),
+    ),
     "autopipeline.images": ("CLIPImageProcessor",),
     "autopipeline.loading.processors": ("Qwen2VLProcessor",),
     **_SCHEDULERS,

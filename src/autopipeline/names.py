@@ -144,8 +144,8 @@ ROWS = (
     _row("z-image-omni", "ZImageOmni", "t"),
     _row("ovis", "OvisImage", "t", ours="ip"),
     _row("prx", "PRX", "t"),
-    _row("kolors", "Kolors", "ti"),
-    _row("kolors-pag", "Kolors", "t", "PAG", "kolors"),
+    _row("kolors", "Kolors", "ti", ours="p"),
+    _row("kolors-pag", "Kolors", "t", "PAG", "kolors", ours="ip"),
 )
 
 """The mapping."""

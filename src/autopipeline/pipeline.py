@@ -36,7 +36,12 @@ from autopipeline.stage import Ask, Family, Finished, Loop, Run, Stage, Step
 PEER_VERSION = "0.42.1"
 """Written as `_diffusers_version`: the layout that saved folders have."""
 
-PACKAGES = {"StableDiffusionSafetyChecker": "stable_diffusion", "MultilingualCLIP": "kandinsky"}
+PACKAGES = {
+    "StableDiffusionSafetyChecker": "stable_diffusion",
+    "MultilingualCLIP": "kandinsky",
+    "ChatGLMModel": "kolors",
+    "ChatGLMTokenizer": "kolors",
+}
 """Classes that model_index.json names with a package of pipelines, in place of a library."""
 
 HARMLESS = {"low_cpu_mem_usage", "proxies", "mirror", "add_watermarker", "trust_remote_code", "custom_pipeline"}

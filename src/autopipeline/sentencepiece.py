@@ -22,17 +22,21 @@ class Piece(NamedTuple):
 
 
 class Pieces(NamedTuple):
-    """A model: its algorithm (UNIGRAM or BPE), its pieces by id, and its table of characters to replace, if any."""
+    """A model: its algorithm (UNIGRAM or BPE), its pieces by id, and how texts are prepared."""
 
     algorithm: int
     pieces: list[Piece]
-    characters: bytes | None
+    characters: bytes | None  # table of characters to replace
+    bytes: bool = False  # what has no piece becomes bytes
+    prefixed: bool = True  # by a space
+    tight: bool = True  # spaces at the ends and doubled ones are left out
 
 
 def read(file: Path) -> Pieces:
     """Read a .model file; CheckpointError where it is none."""
     pieces: list[Piece] = []
-    algorithm, characters = UNIGRAM, None
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
     try:
         for field, value in _fields(file.read_bytes()):
             inner = dict(_fields(value)) if field in (1, 2, 3) else {}
@@ -40,14 +44,21 @@ def read(file: Path) -> Pieces:
                 score = struct.unpack("<f", inner.get(2, bytes(4)))[0]
                 pieces.append(Piece(inner[1].decode("utf-8"), score, inner.get(3, NORMAL)))
             elif field == 2:
-                algorithm = inner.get(3, UNIGRAM)
+                trainer = inner
             elif field == 3:
-                characters = inner.get(2) or None
+                normalizer = inner
     except (ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{file} is truncated or no SentencePiece model.") from error
     if not pieces:
         raise CheckpointError(f"{file} holds no pieces.")
-    return Pieces(algorithm, pieces, characters)
+    return Pieces(
+        trainer.get(3, UNIGRAM),
+        pieces,
+        normalizer.get(2) or None,
+        bytes=bool(trainer.get(35, 0)),
+        prefixed=bool(normalizer.get(3, 1)),
+        tight=bool(normalizer.get(4, 1)),
+    )
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:

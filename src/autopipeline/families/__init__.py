@@ -43,6 +43,7 @@ BUILT = {
     "z-image": "autopipeline.families.z_image",
     "lumina": "autopipeline.families.lumina",
     "lumina2": "autopipeline.families.lumina2",
+    "kolors": "autopipeline.families.kolors",
 }
 """Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 
@@ -50,6 +51,7 @@ ADDONS = {
     "cogview4": ("Control",),
     "flux": ("Control", "ControlNet"),
     "hunyuan": ("PAG",),
+    "kolors": ("PAG",),
     "sana": ("PAG",),
     "qwenimage": ("ControlNet",),
     "pixart-alpha": ("PAG",),

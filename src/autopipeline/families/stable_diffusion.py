@@ -212,9 +212,11 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     if components.get("safety_checker") is not None and components.get("feature_extractor") is None:
         raise ValueError("A safety checker needs feature_extractor beside it; load both, or pass safety_checker=None.")
     skip = args.get("clip_skip")
+    if skip is None:
+        return
     encoders = [components[name] for name in ("text_encoder", "text_encoder_2") if components.get(name) is not None]
     layers = min((encoder.config.num_hidden_layers for encoder in encoders), default=0)
-    if skip is not None and not 0 <= skip < layers:
+    if not 0 <= skip < layers:
         raise ValueError(f"clip_skip={skip} has to be between 0 and {layers - 1} for this text encoder.")
 
 
