@@ -69,6 +69,15 @@ OVIS = FLUX | dict(max_sequence_length=40)
 OVIS_EMBEDS = OVIS | dict(
     prompt=None, prompt_embeds=(1, 9, 24), negative_prompt=None, negative_prompt_embeds=(1, 4, 24)
 )
+PRX = dict(height=32, width=32, use_resolution_binning=False)
+PRX_EMBEDS = dict(
+    prompt=None,
+    negative_prompt=None,
+    prompt_embeds=(1, 9, 24),
+    negative_prompt_embeds=(1, 9, 24),
+    prompt_attention_mask=torch.arange(9)[None] < 4,
+    negative_prompt_attention_mask=torch.arange(9)[None] < 2,
+)
 HUNYUAN = dict(height=64, width=64, use_resolution_binning=False)
 HUNYUAN_EMBEDS = dict(
     prompt=None,
@@ -143,6 +152,13 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("ovis", "text2image", OVIS_EMBEDS | dict(sigmas=[1.0, 0.6, 0.2], output_type="latent")),
     ("ovis", "text2image", OVIS_EMBEDS | dict(negative_prompt_embeds=None, negative_prompt="sun", latents=(1, 16, 16))),
     ("ovis", "text2image", OVIS | dict(guidance_scale=1.0, height=45, width=37)),
+    ("prx", "text2image", PRX | dict(negative_prompt="Sun", width=48)),
+    ("prx", "text2image", PRX | dict(guidance_scale=1.0, prompt=["red", "a cat (on) sun"], num_images_per_prompt=2)),
+    ("prx", "text2image", PRX | dict(timesteps=[900.0, 500.0, 100.0], latents=(1, 4, 8, 8), output_type="latent")),
+    ("prx", "text2image", PRX | PRX_EMBEDS),
+    ("prx", "text2image", PRX | PRX_EMBEDS | dict(prompt_attention_mask=None, negative_prompt_attention_mask=None)),
+    ("prx", "text2image", PRX | dict(skip_text_cleaning=True, tokenizer_max_length=20)),
+    ("prx-256", "text2image", dict(height=70, width=150, num_inference_steps=2)),
     ("hunyuan", "text2image", HUNYUAN | dict(negative_prompt="sun", num_images_per_prompt=2, guidance_rescale=0.6)),
     ("hunyuan", "text2image", HUNYUAN | MICRO | dict(prompt=["red", "a cat on sun"], num_images_per_prompt=2)),
     ("hunyuan", "text2image", HUNYUAN | HUNYUAN_EMBEDS | dict(guidance_scale=1.0, width=112)),

@@ -39,6 +39,8 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.sana": ("SanaTransformer2DModel",),
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
     "autopipeline.models.ovis": ("OvisImageTransformer2DModel",),
+    "autopipeline.models.prx": ("PRXTransformer2DModel",),
+    "autopipeline.models.t5gemma": ("T5GemmaEncoder",),
     "autopipeline.models.pixart": ("PixArtTransformer2DModel",),
     "autopipeline.models.sd3": ("SD3ControlNetModel", "SD3MultiControlNetModel", "SD3Transformer2DModel"),
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),

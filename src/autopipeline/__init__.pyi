@@ -28,12 +28,14 @@ from autopipeline.models.gemma2 import Gemma2Model as Gemma2Model
 from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
 from autopipeline.models.ovis import OvisImageTransformer2DModel as OvisImageTransformer2DModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
+from autopipeline.models.prx import PRXTransformer2DModel as PRXTransformer2DModel
 from autopipeline.models.sana import SanaTransformer2DModel as SanaTransformer2DModel
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
 from autopipeline.models.sd3 import SD3MultiControlNetModel as SD3MultiControlNetModel
 from autopipeline.models.sd3 import SD3Transformer2DModel as SD3Transformer2DModel
 from autopipeline.models.t5 import T5EncoderModel as T5EncoderModel
 from autopipeline.models.t5 import UMT5EncoderModel as UMT5EncoderModel
+from autopipeline.models.t5gemma import T5GemmaEncoder as T5GemmaEncoder
 from autopipeline.models.unet import UNet2DConditionModel as UNet2DConditionModel
 from autopipeline.pipeline import DiffusionPipeline as DiffusionPipeline
 from autopipeline.pipeline import Output as Output
@@ -710,6 +712,106 @@ class OvisImagePipeline(DiffusionPipeline):
         callback_on_step_end: Any = None,
         callback_on_step_end_tensor_inputs: Any = ('latents',),
         max_sequence_length: Any = 256,
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class PRXImg2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = '',
+        image: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        timesteps: Any = None,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        prompt_attention_mask: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        tokenizer_max_length: Any = None,
+        skip_text_cleaning: Any = False,
+        *,
+        mask_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class PRXInpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = '',
+        image: Any = None,
+        mask_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        padding_mask_crop: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        timesteps: Any = None,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        prompt_attention_mask: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        tokenizer_max_length: Any = None,
+        skip_text_cleaning: Any = False,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class PRXPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = '',
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 28,
+        timesteps: Any = None,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        prompt_attention_mask: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        use_resolution_binning: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        tokenizer_max_length: Any = None,
+        skip_text_cleaning: Any = False,
         *,
         image: Any = None,
         strength: Any = None,

@@ -49,6 +49,7 @@ NUMBERS: dict[str, Number] = {
     "guidance_rescale": Number(0, 1),
     "true_cfg_scale": Number(),
     "max_sequence_length": Number(1, whole=True),
+    "tokenizer_max_length": _SIZE,
     "mu": Number(optional=True),
     "skip_layer_guidance_scale": Number(),
     "skip_layer_guidance_start": Number(),

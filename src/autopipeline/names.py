@@ -144,7 +144,7 @@ ROWS = (
     ),
     _row("z-image-omni", "ZImageOmni", "t"),
     _row("ovis", "OvisImage", "t", ours="ip"),
-    _row("prx", "PRX", "t"),
+    _row("prx", "PRX", "t", ours="ip"),
     _row("kolors", "Kolors", "ti"),
     _row("kolors-pag", "Kolors", "t", "PAG", "kolors"),
 )

@@ -275,7 +275,7 @@ class DiffusionPipeline:
         args = dict(run.args)
         run.args = args
         if "height" in args and (args["height"] is None or args["width"] is None):
-            height, width = self.family.size(self.components)
+            height, width = self.family.size({**self._settings, **self.components})
             for side, default in (("height", height), ("width", width)):
                 args[side] = default if args[side] is None else args[side]
         components = self._components(run)

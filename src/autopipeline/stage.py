@@ -218,7 +218,7 @@ class Family:
     tasks: Mapping[str, TaskRow]
     stages: Callable[[Mapping[str, Any], Run], tuple[Stage, ...]]
     finish: Callable[[Mapping[str, Any], Run, Tensor], Finished]
-    size: Callable[[Mapping[str, Any]], tuple[int, int]]  # default height and width in pixels
+    size: Callable[[Mapping[str, Any]], tuple[int, int]]  # default height and width; of components and settings
     check: Callable[[Mapping[str, Any], Mapping[str, Any]], None] = lambda components, args: None
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = lambda components: components  # mends old checkpoints
     read: Callable[[Mapping[str, Any], dict[str, Any]], dict[str, Any]] = lambda components, args: args  # of a call

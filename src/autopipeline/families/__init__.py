@@ -22,6 +22,7 @@ BUILT = {
     "chroma": "autopipeline.families.chroma",
     "auraflow": "autopipeline.families.auraflow",
     "ovis": "autopipeline.families.ovis",
+    "prx": "autopipeline.families.prx",
     "hunyuan": "autopipeline.families.hunyuan",
     "sana": "autopipeline.families.sana",
     "pixart-alpha": "autopipeline.families.pixart_alpha",

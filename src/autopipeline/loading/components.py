@@ -38,6 +38,8 @@ HOMES = {
     "CLIPTextModelWithProjection": "autopipeline.models.clip",
     "CLIPVisionModelWithProjection": "autopipeline.models.clip",
     "OvisImageTransformer2DModel": "autopipeline.models.ovis",
+    "PRXTransformer2DModel": "autopipeline.models.prx",
+    "T5GemmaEncoder": "autopipeline.models.t5gemma",
     "PixArtTransformer2DModel": "autopipeline.models.pixart",
     "SD3Transformer2DModel": "autopipeline.models.sd3",
     "SD3ControlNetModel": "autopipeline.models.sd3",
