@@ -21,7 +21,7 @@ ORDER = [
     {"families", "shipped"},
     {"names", "loading", "kinds", "samplers"},
     {"selection"},
-    {"inspection"},
+    {"inspection", "linked"},
     {"binding"},
     {"pipeline"},
     {"auto"},

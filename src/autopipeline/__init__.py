@@ -33,6 +33,12 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.flux": ("FluxTransformer2DModel",),
     "autopipeline.models.flux_controlnet": ("FluxControlNetModel", "FluxMultiControlNetModel"),
     "autopipeline.models.autoencoder_kl": ("AutoencoderKL",),
+    "autopipeline.models.autoencoder_kl_qwenimage": ("AutoencoderKLQwenImage",),
+    "autopipeline.models.qwenimage": (
+        "QwenImageControlNetModel",
+        "QwenImageMultiControlNetModel",
+        "QwenImageTransformer2DModel",
+    ),
     "autopipeline.models.autoencoder_tiny": ("AutoencoderTiny",),
     "autopipeline.models.autoencoder_dc": ("AutoencoderDC",),
     "autopipeline.models.gemma2": ("Gemma2Model",),
@@ -46,6 +52,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.t5": ("T5EncoderModel", "UMT5EncoderModel"),
     "autopipeline.text": ("BertTokenizer", "CLIPTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer"),
     "autopipeline.images": ("CLIPImageProcessor",),
+    "autopipeline.loading.processors": ("Qwen2VLProcessor",),
     **_SCHEDULERS,
 }
 _PUBLIC = {name: home for home, listed in _HOMES.items() for name in listed}

@@ -123,7 +123,7 @@ class AutoPipeline(_Auto):
         fetch = {name: options[name] for name in FETCH if name in options}
         folder = locate(pretrained_model_or_path, only=lambda index: (), **fetch)
         index = read_index(folder)
-        here = names.find(index.class_name)
+        here = names.whole(names.find(index.class_name))
         if here is None:
             return AutoPipelineForText2Image.from_pretrained(pretrained_model_or_path, **options)
         known = configs(folder, index)
@@ -135,6 +135,6 @@ class AutoPipeline(_Auto):
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **parts: Any) -> DiffusionPipeline:
         """The same components as the class of the family that does all of its tasks, by the inputs of each call."""
-        here = names.find(type(pipeline).__name__)
+        here = names.whole(names.find(type(pipeline).__name__))
         first = next(iter(here.row.classes)) if here else "text2image"
         return next(c for c in _Auto.__subclasses__() if c.__name__ == AUTO[first]).from_pipe(pipeline, **parts)

@@ -22,6 +22,7 @@ BATCHED = ("image", "mask_image", "masked_image_latents", "control_mask", *promp
 EMBEDS = [
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     *("prompt_attention_mask", "negative_prompt_attention_mask", "latents"),
+    *("prompt_embeds_mask", "negative_prompt_embeds_mask"),
     *("prompt_embeds_2", "negative_prompt_embeds_2"),
     *("prompt_attention_mask_2", "negative_prompt_attention_mask_2"),
 ]
@@ -147,7 +148,7 @@ def _run(args: dict[str, Any], settings: Mapping[str, Any]) -> Run:
     kinds.check(args, count)
     batch = count * args["num_images_per_prompt"]
     random = Random(_generators(args, batch), batch, apart=args["seed"] is not None)
-    run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"])
+    run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"] or 0.0)
     run.cancel = args["cancel"] or threading.Event()
     return run
 

@@ -55,6 +55,21 @@ class ClassifierFree(NamedTuple):
         return Pred(guided, preds[1].variance)
 
 
+class NormPreserving(NamedTuple):
+    """Classifier-free guidance, each token brought back to the length that the prompt alone gives it (Qwen-Image)."""
+
+    scale: float
+    branches: tuple[str, ...] = ("negative", "positive")
+
+    def combine(self, preds: Sequence[Pred], push: Tensor | None = None) -> Pred:
+        """The guided prediction (B, L, C)."""
+        negative, positive = preds[0].mean, preds[1].mean
+        guided = negative + self.scale * (positive - negative)
+        guided = guided if push is None else guided + push
+        length, made = (each.norm(dim=-1, keepdim=True) for each in (positive, guided))
+        return Pred(guided * (length / made), preds[1].variance)
+
+
 class Perturbed(NamedTuple):
     """Another rule, and away from what a weaker network says: without self-attention (Ahn et al. 2024), say."""
 

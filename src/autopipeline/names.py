@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache
 
 from autopipeline import families
@@ -31,8 +31,8 @@ class Row:
     family: str  # the key of the family without add-ons
     addons: frozenset[str]
     classes: dict[str, str]  # task -> class name
-    decoders: dict[str, str] = field(default_factory=dict[str, str])  # class of a decoder alone -> its task
     ours: tuple[str, ...] = ()  # tasks with names by the same rule, but of no class that others know
+    whole: str | None = None  # of a part: the key that AutoPipeline takes in its place, "" where there is none
 
     @property
     def built(self) -> bool:
@@ -62,12 +62,15 @@ def _row(key: str, stem: str, tasks: str, addons: str = "", family: str = "", ou
     return Row(key=key, family=family or key, addons=frozenset(addons.split()), classes=classes, ours=new)
 
 
-def _combined(key: str, stem: str, tasks: str, decoder: str = "") -> Row:
-    """A two-stage family: the class of both stages together, and those of its decoder alone."""
-    named = {_LETTERS[letter]: stem + SUFFIXES[_LETTERS[letter]] for letter in tasks}
-    classes = {task: f"{name}CombinedPipeline" for task, name in named.items()}
-    decoders = {f"{name}{decoder}Pipeline": task for task, name in named.items()}
-    return Row(key=key, family=key, addons=frozenset(), classes=classes, decoders=decoders)
+def _combined(key: str, stem: str, tasks: str) -> Row:
+    """A two-stage family: the class of both stages together."""
+    spelled = {_LETTERS[letter]: f"{stem}{SUFFIXES[_LETTERS[letter]]}CombinedPipeline" for letter in tasks}
+    return _row(key, stem, tasks, **spelled)
+
+
+def _part(key: str, stem: str, tasks: str, whole: str = "", **spelled: str) -> Row:
+    """A stage that is a pipeline of its own, which DiffusionPipeline loads."""
+    return replace(_row(key, stem, tasks, **spelled), whole=whole)
 
 
 _SD, _XL, _SD3 = "stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3"
@@ -95,8 +98,8 @@ ROWS = (
         _SD3,
         inpaint="StableDiffusion3ControlNetInpaintingPipeline",
     ),
-    _combined("wuerstchen", "Wuerstchen", "t", "Decoder"),
-    _combined("cascade", "StableCascade", "t", "Decoder"),
+    _combined("wuerstchen", "Wuerstchen", "t"),
+    _combined("cascade", "StableCascade", "t"),
     _row("lcm", "LatentConsistencyModel", "ti"),
     _row("pixart-alpha", "PixArtAlpha", "t", ours="ip"),
     _row("pixart-sigma", "PixArtSigma", "t", ours="ip"),
@@ -149,6 +152,28 @@ ROWS = (
     _row("kolors-pag", "Kolors", "t", "PAG", "kolors"),
 )
 
+"""The mapping."""
+
+PARTS = (
+    _part("kandinsky-decoder", "Kandinsky", "tip", whole="kandinsky"),
+    _part("kandinsky-prior", "KandinskyPrior", "t"),
+    _part("kandinsky22-decoder", "KandinskyV22", "tip", whole="kandinsky22"),
+    _part("kandinsky22-prior", "KandinskyV22Prior", "t"),
+    _part("wuerstchen-decoder", "WuerstchenDecoder", "t", whole="wuerstchen"),
+    _part("wuerstchen-prior", "WuerstchenPrior", "t"),
+    _part("cascade-decoder", "StableCascadeDecoder", "t", whole="cascade"),
+    _part("cascade-prior", "StableCascadePrior", "t"),
+    _part(
+        "if-superresolution",
+        "IF",
+        "tip",
+        text2image="IFSuperResolutionPipeline",
+        image2image="IFImg2ImgSuperResolutionPipeline",
+        inpaint="IFInpaintingSuperResolutionPipeline",
+    ),
+)
+"""Stages alone. AutoPipeline goes from a decoder to the whole; of the others it knows nothing, as users expect."""
+
 
 @cache
 def rows() -> tuple[Row, ...]:
@@ -166,10 +191,8 @@ def _external(key: str) -> Row:
 @cache
 def _by_name() -> dict[str, Coordinates]:
     found: dict[str, Coordinates] = {}
-    for row in rows():
+    for row in (*rows(), *PARTS):
         for task, name in row.classes.items():
-            found.setdefault(name, Coordinates(row, task))
-        for name, task in row.decoders.items():
             found.setdefault(name, Coordinates(row, task))
     return found
 
@@ -179,12 +202,19 @@ def find(class_name: object) -> Coordinates | None:
     return _by_name().get(class_name) if isinstance(class_name, str) else None
 
 
+def whole(here: Coordinates | None) -> Coordinates | None:
+    """Where AutoPipeline goes on from a class: its own coordinates, or those of the family that it is a part of."""
+    if here is None or here.row.whole is None:
+        return here
+    return next((Coordinates(row, here.task) for row in rows() if row.key == here.row.whole), None)
+
+
 def select(class_name: object, task: str, add: Iterable[str] = (), drop: Iterable[str] = ()) -> Coordinates:
     """The class for `task`, with add-ons added or dropped, that belongs to the checkpoint's class.
 
     Raises ValueError in the words that users of AutoPipeline know, followed by lines that say what would work.
     """
-    here = find(class_name)
+    here = whole(find(class_name))
     if here is None:
         raise ValueError(_unknown(class_name, task))
     wanted = (here.row.addons - frozenset(drop)) | frozenset(add)
@@ -224,4 +254,4 @@ def _supporting(task: str) -> str:
 
 def built() -> dict[str, Coordinates]:
     """Class name -> coordinates of every pipeline class that this version can run."""
-    return {name: here for name, here in _by_name().items() if here.row.built and name in here.row.classes.values()}
+    return {name: here for name, here in _by_name().items() if here.row.built}

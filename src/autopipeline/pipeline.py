@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,12 +23,14 @@ from autopipeline.binding import Bound, bind, nearest, runs, signature
 from autopipeline.config import Config
 from autopipeline.denoise import OnStep, answer, denoise, drive
 from autopipeline.errors import Cancelled, CheckpointError
-from autopipeline.loading.components import check_fit, find_device, load_components, precision, same_precision
+from autopipeline.linked import Source, load_all
+from autopipeline.loading import foreign
+from autopipeline.loading.components import check_fit, find_device, precision, same_precision
 from autopipeline.loading.index import read_index
 from autopipeline.names import Coordinates
 from autopipeline.selection import locate, possible
 from autopipeline.spaces import crop_box
-from autopipeline.stage import Ask, Family, Finished, Loop, Run, Step
+from autopipeline.stage import Ask, Family, Finished, Loop, Run, Stage, Step
 
 PEER_VERSION = "0.42.1"
 """Written as `_diffusers_version`: the layout that saved folders have."""
@@ -46,6 +50,18 @@ class Output:
         return getattr(self, key) if isinstance(key, str) else (self.images, self.nsfw_content_detected)[key]
 
 
+class Named(dict[str, Any]):
+    """What a call returns that makes no pictures (a prior's embeddings): by name, as attributes, or by position."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"This output has {', '.join(self)}, not {name!r}.")
+
+    def __getitem__(self, key: int | str) -> Any:
+        return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+
 @dataclass(frozen=True)
 class StreamStep:
     """One step of `stream`; the last item of a stream has the `result` too."""
@@ -55,7 +71,7 @@ class StreamStep:
     timestep: Tensor  # ()
     latents: Tensor  # (B, C, h, w)
     preview: Callable[[], list[Image.Image]]  # small pictures of what the network has in mind
-    result: Output | None = None
+    result: Output | Named | None = None
 
 
 class RunView:
@@ -213,7 +229,7 @@ class DiffusionPipeline:
         if unknown:
             raise ValueError(f"callback_on_step_end_tensor_inputs may name {', '.join(able)}, not {unknown[0]!r}.")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Output | tuple[Any, ...]:
+    def __call__(self, *args: Any, **kwargs: Any) -> Output | Named | tuple[Any, ...]:
         """Make pictures. The parameters are those of the family and task: see `inspect.signature(type(pipe).__call__)`.
 
         Besides: `seed` (an int, counted up over the pictures, or one for each), `scheduler` (a scheduler or a name such
@@ -223,7 +239,7 @@ class DiffusionPipeline:
         bound = self._bind(args, kwargs)
         made = [self._prepare(bound.task, run) for run in runs(self.family, bound, self._settings)]
         with tqdm(total=None, **self._progress) as bar:
-            loops = [(loop, run, self._reporter(run, bar)) for loop, run in made]
+            loops = [(loop, run, self._reporter(run, bar)) for loop, run, _ in made]
             results = drive(loops)
         outputs = [self._finish(bound.task, run, x) for (_, run, _), x in zip(loops, results, strict=True)]
         return self._returned(_joined(outputs), bound.args["return_dict"])
@@ -237,13 +253,12 @@ class DiffusionPipeline:
         every = runs(self.family, bound, self._settings)
         if len(every) > 1:
             raise ValueError("stream takes one run at a time; give numbers as single values, not as lists.")
-        loop, run = self._prepare(bound.task, every[0])
-        return self._streamed(bound, loop, run)
+        return self._streamed(bound, *self._prepare(bound.task, every[0]))
 
-    def _streamed(self, bound: Bound, loop: Loop, run: Run) -> Iterator[StreamStep]:
+    def _streamed(self, bound: Bound, loop: Loop, run: Run, stages: Sequence[Stage]) -> Iterator[StreamStep]:
         reply: Any = None
         report = self._reporter(run, None)
-        space = self.family.stages(self.components, run)[-1].space
+        spaces = {stage.name: stage.space for stage in stages}
         last: StreamStep | None = None
         while True:
             if run.cancel.is_set():
@@ -259,11 +274,9 @@ class DiffusionPipeline:
                 reply = answer([event])[0]
                 continue
             reply = report(event)
-            x0 = event.x0
-            step = StreamStep(
-                event.index, event.total, event.timestep, event.tensors["latents"], lambda x0=x0: _preview(space, x0)
-            )
-            if event.index == event.total - 1 or run.interrupted:
+            look = partial(_preview, spaces[event.stage], event.x0)
+            step = StreamStep(event.index, event.total, event.timestep, event.tensors["latents"], look)
+            if event.stage == stages[-1].name and (event.index == event.total - 1 or run.interrupted):
                 last = step  # comes with the result
             else:
                 yield step
@@ -271,7 +284,7 @@ class DiffusionPipeline:
         if last is not None:
             yield replace(last, result=result)
 
-    def _prepare(self, task: str, run: Run) -> tuple[Loop, Run]:
+    def _prepare(self, task: str, run: Run) -> tuple[Loop, Run, Sequence[Stage]]:
         args = dict(run.args)
         run.args = args
         if "height" in args and (args["height"] is None or args["width"] is None):
@@ -281,32 +294,31 @@ class DiffusionPipeline:
         components = self._components(run)
         self.family.check(components, args)
         stages = self.family.stages(components, run)
-        return self._chain(task, stages, run), run
+        return self._chain(task, stages, run), run, stages
 
-    def _chain(self, task: str, stages: Any, run: Run) -> Loop:
+    def _chain(self, task: str, stages: Sequence[Stage], run: Run) -> Loop:
         """All stages one after the other; the task belongs to the last one."""
         x = torch.empty(0)
         for stage in stages:
+            stage.enter(run, x)
             own = task if stage is stages[-1] else "text2image"
             x = yield from denoise(stage, self.family.tasks[own].task, run)
         return x
 
     def _reporter(self, run: Run, bar: Any) -> OnStep:
-        callback = run["callback_on_step_end"]
-        wanted = _tensor_names(run.args)
-        views: list[RunView] = []  # one for the whole run: what a callback sets on it stays
+        views: dict[str, RunView] = {}  # one for the whole stage: what a callback sets on it stays
 
         def report(step: Step) -> Mapping[str, Tensor] | None:
             if bar is not None:
                 if step.index == 0:
                     bar.total = (bar.total or 0) + step.total
                 bar.update()
+            callback = run["callback_on_step_end"]
             if callback is None:
                 return None
-            if not views:
-                views.append(RunView(self, run, step.total))
-            seen = {name: step.tensors[name] for name in wanted if name in step.tensors}
-            changes = callback(views[0], step.index, step.timestep, seen)
+            view = views.setdefault(step.stage, RunView(self, run, step.total))
+            seen = {name: step.tensors[name] for name in _tensor_names(run.args) if name in step.tensors}
+            changes = callback(view, step.index, step.timestep, seen)
             unknown = [name for name in changes or {} if name not in step.tensors]
             if unknown:
                 able = ", ".join(step.tensors)
@@ -316,20 +328,24 @@ class DiffusionPipeline:
         return report
 
     @torch.no_grad()
-    def _finish(self, task: str, run: Run, x: Tensor) -> Output:
+    def _finish(self, task: str, run: Run, x: Tensor) -> Output | Named:
         kind = run["output_type"]
         if kind == "latent":
             return Output(x)
-        done: Finished = self.family.finish(self.components, run, x)
+        done = self.family.finish(self.components, run, x)
+        if not isinstance(done, Finished):
+            return Named(done)
         shown = images.to_output(done.pictures, kind, None if done.flagged is None else [not f for f in done.flagged])
         if run.get("padding_mask_crop") is not None and self.family.tasks[task].pasted:
             box = crop_box(run)
             shown = [images.overlay(picture, run["image"], run["mask_image"], box) for picture in shown]
         return Output(shown, done.flagged)
 
-    def _returned(self, output: Output, as_object: bool) -> Output | tuple[Any, ...]:
+    def _returned(self, output: Output | Named, as_object: bool) -> Output | Named | tuple[Any, ...]:
         if as_object:
             return output
+        if isinstance(output, Named):
+            return tuple(output.values())
         checked = "safety_checker" in self.family.slots
         return (output.images, output.nsfw_content_detected) if checked else (output.images,)
 
@@ -395,15 +411,9 @@ class DiffusionPipeline:
         _check_names(target, parts)
         check_fit(target.family.slots, parts)
         _refuse_family(target, index.class_name)
-        loaded = load_components(
-            folder,
-            index,
-            target.family.slots,
-            parts,
-            dtype=dtype if torch_dtype is None else torch_dtype,
-            device_map=device_map,
-            variant=variant,
-            use_safetensors=use_safetensors is not False,
+        source = Source(folder, index, not os.path.isdir(pretrained_model_name_or_path), fetch)
+        loaded = load_all(
+            source, target.family, parts, dtype=dtype if torch_dtype is None else torch_dtype, device_map=device_map
         )
         stored = {name: value for name, value in index.settings.items() if name in target.family.settings}
         stored |= {name: list(e) for name, e in index.components.items() if e and name in target.family.settings}
@@ -485,11 +495,14 @@ def _preview(space: Any, x0: Tensor) -> list[Image.Image]:
         return images.to_output(space.preview(x0), "pil", None)
 
 
-def _joined(outputs: list[Output]) -> Output:
+def _joined(outputs: list[Output | Named]) -> Output | Named:
+    first, pictures = outputs[0], [output for output in outputs if isinstance(output, Output)]
     if len(outputs) == 1:
-        return outputs[0]
-    shown = [output.images for output in outputs]
-    flags = [flag for output in outputs for flag in output.nsfw_content_detected or []]
+        return first
+    if isinstance(first, Named):
+        return Named({name: torch.cat([output[name] for output in outputs]) for name in first})
+    shown = [output.images for output in pictures]
+    flags = [flag for output in pictures for flag in output.nsfw_content_detected or []]
     if all(isinstance(each, Tensor) for each in shown):
         same = len({each.shape[1:] for each in shown}) == 1
         return Output(torch.cat(shown) if same else shown, flags or None)
@@ -508,7 +521,9 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
     class_name = type(part).__name__
     if class_name == "StableDiffusionSafetyChecker":
         return ["stable_diffusion", class_name]
-    theirs = ("CLIP", "T5", "UMT5", "Bert", "Llama", "Gemma")
+    if foreign.is_foreign(type(part)):
+        return ["transformers", class_name]
+    theirs = ("CLIP", "T5", "UMT5", "Bert", "Llama", "Gemma", "Qwen2VLProcessor")
     return ["transformers" if class_name.startswith(theirs) else "diffusers", class_name]
 
 
@@ -533,7 +548,7 @@ def _refuse_keywords(parts: dict[str, Any]) -> None:
 
 
 def _check_names(target: type[DiffusionPipeline], parts: Mapping[str, Any]) -> None:
-    known = [*target.family.slots, *target.family.settings]
+    known = [*target.family.slots, *target.family.settings, *([target.family.linked] if target.family.linked else [])]
     for name in parts:
         if name not in known:
             raise TypeError(f"{target.__name__} has no component or setting {name!r}{nearest(name, known)}.")
@@ -541,8 +556,8 @@ def _check_names(target: type[DiffusionPipeline], parts: Mapping[str, Any]) -> N
 
 def _refuse_family(target: type[DiffusionPipeline], class_name: str) -> None:
     """ValueError where a checkpoint is of a family with other components; relatives such as LCM share theirs."""
-    found = names.find(class_name)
-    if found is None or found.row.family == target.coordinates.row.family:
+    found, row = names.find(class_name), target.coordinates.row
+    if found is None or row.family in (found.row.family, found.row.whole) or found.row.family == row.whole:
         return
     if not found.row.built or families.load(found.row.family).slots != target.family.slots:
         task = names.AUTO[target.coordinates.task]

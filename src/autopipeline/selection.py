@@ -70,7 +70,8 @@ def possible(configs: Mapping[str, Mapping[str, Any]], task: str) -> str | None:
     Transformers may take their latents in patches of 2 x 2, and another picture beside them.
     """
     denoiser = configs.get("unet") or configs.get("transformer") or {}
-    channels, latent = denoiser.get("in_channels"), configs.get("vae", {}).get("latent_channels", 4)
+    autoencoder = configs.get("vae", {})
+    channels, latent = denoiser.get("in_channels"), autoencoder.get("latent_channels", autoencoder.get("z_dim", 4))
     if channels is None or channels == latent:
         return None
     if not isinstance(channels, int) or not isinstance(latent, int):
@@ -93,7 +94,7 @@ def explain(checkpoint: str | Path, task: str | None = None, **fetch: Any) -> Ex
     folder = locate(checkpoint, only=lambda index: (), **fetch)
     index = read_index(folder)
     known = configs(folder, index)
-    here = names.find(index.class_name)
+    here = names.whole(names.find(index.class_name))
     able = tuple(t for t in TASKS if _able(index, t) and possible(known, t) is None)
     own = task or (here.task if here else "text2image")
 

@@ -57,11 +57,15 @@ class Space(Protocol):
         """X to pictures, about -1..1."""
         ...
 
+    def preview(self, x0: Tensor) -> Tensor:
+        """A cheap look at the pictures; none (0, 3, H, W) where x shows none."""
+        ...
+
 
 class LatentSpace(NamedTuple):
     """The latents of an autoencoder."""
 
-    vae: Any  # AutoencoderKL, AutoencoderTiny or AutoencoderDC
+    vae: Any  # AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny or AutoencoderDC
     upcast: bool = False  # compute in float32 where the autoencoder asks for it (`force_upcast`)
     patch: int = 1  # sides are multiples of so many latents
     shifted: bool = True  # by the autoencoder's `shift_factor`, where it has one
@@ -70,7 +74,8 @@ class LatentSpace(NamedTuple):
     @property
     def channels(self) -> int:
         """Channels of the latents."""
-        return int(self.vae.config.latent_channels)
+        config = self.vae.config
+        return int(config["latent_channels"] if "latent_channels" in config else config["z_dim"])
 
     @property
     def factor(self) -> int:
@@ -130,13 +135,13 @@ class LatentSpace(NamedTuple):
         if random is not None and posterior.std is not None:
             x = posterior.sample(random.like(posterior.mean))
         x = x - self._shift
-        scale, shift = self.vae.config.scaling_factor, None if plain else self._statistics(x)
+        scale, shift = self._scale or 1.0, None if plain and self._scale else self._statistics(x)
         return x * scale if shift is None else (x - shift[0]) * scale / shift[1]
 
     def decode(self, x: Tensor) -> Tensor:
         """Pictures; raises NotFiniteError, naming the autoencoder, where they are not finite."""
         vae = self._computing()
-        scale, shift = self.vae.config.scaling_factor, self._statistics(x)
+        scale, shift = self._scale or 1.0, self._statistics(x)
         z = x / scale if shift is None else x * shift[1] / scale + shift[0]
         z = z + self._shift
         pictures = vae.decode(z.to(device=vae.device, dtype=vae.dtype))
@@ -153,6 +158,11 @@ class LatentSpace(NamedTuple):
     def _shift(self) -> float:
         """The mean of all latents, where the autoencoder names one."""
         return (self.vae.config.get("shift_factor") or 0.0) if self.shifted else 0.0
+
+    @property
+    def _scale(self) -> float | None:
+        """How latents are stretched; None where the statistics alone say it."""
+        return self.vae.config.get("scaling_factor")
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         config = self.vae.config
@@ -191,7 +201,9 @@ class Packed(NamedTuple):
         return self.pack(random.normal(full, dtype=dtype, device=device))
 
     def pack(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, h / 2 * w / 2, 4 C)."""
+        """(B, C, h, w), or one frame (B, 1, C, h, w) of a film, to (B, h / 2 * w / 2, 4 C)."""
+        if latents.ndim == 5:
+            latents = latents.flatten(1, 2)
         if latents.ndim != 4:
             return latents
         b, c, h, w = latents.shape
@@ -227,12 +239,55 @@ class Packed(NamedTuple):
         return self.latents.preview(self.unpack(x0))
 
 
+class VectorSpace(NamedTuple):
+    """Embeddings, one a picture: (B, D). There is no way from pictures to them or back."""
+
+    channels: int  # D
+
+    def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
+        """(B, D)."""
+        return run.batch, self.channels
+
+    def noise(self, random: Random, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Drawn as it is."""
+        return random.normal(shape, dtype=dtype, device=device)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """The embeddings themselves."""
+        return latents
+
+    def preview(self, x0: Tensor) -> Tensor:
+        """Nothing to see."""
+        return x0.new_zeros(0, 3, 1, 1)
+
+    def pixels(self, run: Run, image: Any) -> Tensor:
+        """Never asked for."""
+        raise TypeError("Embeddings are not made from pictures here.")
+
+    def masked_pixels(self, run: Run) -> tuple[Tensor, Tensor]:
+        """Never asked for."""
+        raise TypeError("Embeddings have no mask.")
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """Never asked for."""
+        raise TypeError("Embeddings have no mask.")
+
+    def encode(self, pixels: Tensor, random: Random | None, plain: bool = False) -> Tensor:
+        """Never asked for."""
+        raise TypeError("Embeddings are not made from pictures here.")
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Never asked for."""
+        raise TypeError("Embeddings are no pictures; a decoder makes them.")
+
+
 def factor(vae: Any) -> int:
     """Pixels of the picture for each latent, along one side; 8 without an autoencoder."""
     if vae is None:
         return 8
     config = vae.config
-    return 2 ** (len(config.get("block_out_channels") or config["encoder_block_out_channels"]) - 1)
+    widths = config.get("block_out_channels") or config.get("dim_mult") or config["encoder_block_out_channels"]
+    return 2 ** (len(widths) - 1)
 
 
 def crop_box(run: Run) -> tuple[int, int, int, int] | None:

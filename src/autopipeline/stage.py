@@ -121,6 +121,10 @@ class Run:
         return self.args.get(name, default)
 
 
+def _nothing(run: Run, x: Tensor) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """One denoising problem, made for one run from the pipeline's components."""
@@ -139,6 +143,7 @@ class Stage:
     prompt_alone: bool = False  # callbacks see those entries' rows of the prompt, not of all branches
     vary: Callable[[Run, tuple[str, ...]], Cond] = lambda run, branches: {}  # entries of one step, for these branches
     beside: tuple[torch.nn.Module, ...] = ()  # networks that `predict` asks as well
+    enter: Callable[[Run, Tensor], None] = _nothing  # gives the run this stage's arguments, and what the last one left
 
     @property
     def device(self) -> torch.device:
@@ -217,13 +222,14 @@ class Family:
     settings: Mapping[str, Any]
     tasks: Mapping[str, TaskRow]
     stages: Callable[[Mapping[str, Any], Run], tuple[Stage, ...]]
-    finish: Callable[[Mapping[str, Any], Run, Tensor], Finished]
+    finish: Callable[[Mapping[str, Any], Run, Tensor], Finished | Mapping[str, Any]]  # pictures, or what else by name
     size: Callable[[Mapping[str, Any]], tuple[int, int]]  # default height and width; of components and settings
     check: Callable[[Mapping[str, Any], Mapping[str, Any]], None] = lambda components, args: None
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = lambda components: components  # mends old checkpoints
     read: Callable[[Mapping[str, Any], dict[str, Any]], dict[str, Any]] = lambda components, args: args  # of a call
     variants: Mapping[frozenset[str], Mapping[str, TaskRow]] = field(default_factory=_no_variants)  # tasks by add-ons
     addons: Mapping[str, Callable[[Family], Family]] = field(default_factory=_no_addons)  # attached in its own way
+    linked: str | None = None  # "prior": components "prior_*" may stand in a checkpoint that this one's card names
 
 
 class Finished(NamedTuple):

@@ -1,4 +1,4 @@
-"""ControlNets (Zhang et al. 2023) for transformers of two streams, then one: residuals after their blocks.
+"""ControlNets (Zhang et al. 2023) for transformers of two streams, then perhaps one: residuals after their blocks.
 
 They are led by the prompt alone: the negative branch, where there is one, gets the residuals of the prompt's.
 """
@@ -14,35 +14,35 @@ import torch
 from torch import Tensor
 
 from autopipeline.addons import control, controlnet
+from autopipeline.models.controlnet import MultiControlNetModel
 from autopipeline.models.flux import spread
-from autopipeline.models.flux_controlnet import Corrections, FluxControlNetModel, FluxMultiControlNetModel
+from autopipeline.models.flux_controlnet import Corrections, FluxMultiControlNetModel
 from autopipeline.stage import BoundTask, Cond, Family, Pred, Run, Slot, Stage, Task
 
 Components = Mapping[str, Any]
-TAKEN = ("encoder_hidden_states", "pooled_projections")
+TAKEN = ("encoder_hidden_states", "pooled_projections", "encoder_hidden_states_mask")
 """Conditioning of the transformer that a ControlNet takes as well, besides the table of places."""
 
 
 class Part(NamedTuple):
     """A ControlNet and its picture, by number; one network may look at several."""
 
-    net: FluxControlNetModel
+    net: Any  # FluxControlNetModel or QwenImageControlNetModel
     k: int
 
 
-def params(picture: bool = False) -> dict[str, Any]:
+def params(picture: bool = False, kinds: bool = True) -> dict[str, Any]:
     """What a call can say: the share of the steps to take part in, the picture (if it stands here), its kind, strength.
 
     With several pictures, all may be lists.
     """
     window = dict(control_guidance_start=0.0, control_guidance_end=1.0)
-    return (
-        window | ({control.NAME: None} if picture else {}) | dict(control_mode=None, controlnet_conditioning_scale=1.0)
-    )
+    said: dict[str, Any] = ({control.NAME: None} if picture else {}) | (dict(control_mode=None) if kinds else {})
+    return window | said | dict(controlnet_conditioning_scale=1.0)
 
 
-def attach(family: Family) -> Family:
-    """The family with a `controlnet`, a network or a list of them."""
+def attach(family: Family, several: type[MultiControlNetModel] = FluxMultiControlNetModel) -> Family:
+    """The family with a `controlnet`, a network or a list of them, which `several` holds."""
 
     def beside(task: Task) -> Task:
         def bound(stage: Stage, run: Run) -> BoundTask:
@@ -63,26 +63,28 @@ def attach(family: Family) -> Family:
         _check_modes(parts, args)
         _check_widths(parts, components["transformer"])
 
-    slot = Slot(("FluxControlNetModel", "FluxMultiControlNetModel"), take=_take)
+    def take(given: Any) -> Any:
+        return several(given) if isinstance(given, list | tuple) else given
+
+    def read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
+        return _read(components, family.read(components, args))
+
+    slot = Slot((several.member.__name__, several.__name__), take=take)
     return replace(
         family,
         slots={**family.slots, "controlnet": slot},
         tasks={name: replace(row, task=beside(row.task)) for name, row in family.tasks.items()},
         stages=stages,
         check=check,
-        read=_read,
+        read=read,
     )
-
-
-def _take(given: Any) -> Any:
-    return FluxMultiControlNetModel(given) if isinstance(given, list | tuple) else given
 
 
 def _read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
     """One argument for each picture; a tensor is taken as it is, so it tells the size."""
     given, component = args[control.NAME], components["controlnet"]
     count = len(controlnet.members(component))
-    if count == 1 and isinstance(component, FluxMultiControlNetModel) and isinstance(given, list | tuple):
+    if count == 1 and isinstance(component, MultiControlNetModel) and isinstance(given, list | tuple):
         count = len(given)
     pictures = controlnet.pictures(given, control.NAME, count)
     read = {name: value for name, value in args.items() if name != control.NAME} | pictures
@@ -105,7 +107,7 @@ def _parts(given: Any, args: Mapping[str, Any]) -> list[Part]:
 
 def _modes(args: Mapping[str, Any], count: int) -> list[int | None]:
     """The kind of each picture; -1 stands for none."""
-    mode = args["control_mode"]
+    mode = args.get("control_mode")
     modes = list(mode) if isinstance(mode, list | tuple) else [mode] * count
     return [None if each == -1 else each for each in modes]
 
@@ -115,7 +117,7 @@ def _check_modes(parts: list[Part], args: Mapping[str, Any]) -> None:
     if len(modes) != len(parts):
         raise ValueError(f"control_mode has {len(modes)} entries for {len(parts)} control pictures.")
     for (net, _), mode in zip(parts, modes, strict=True):
-        kinds = net.config.num_mode
+        kinds = net.config.get("num_mode")
         if kinds is None and mode is not None:
             raise ValueError(f"control_mode={mode} has no effect on this ControlNet, which is no union.")
         if kinds is not None and (not isinstance(mode, int) or not 0 <= mode < kinds):
@@ -125,6 +127,8 @@ def _check_modes(parts: list[Part], args: Mapping[str, Any]) -> None:
 def _check_widths(parts: list[Part], transformer: Any) -> None:
     wide = _heads(transformer)
     for net, _ in parts:
+        if net.config.get("extra_condition_channels"):
+            raise ValueError("This ControlNet was made for inpainting; it takes a mask beside its picture.")
         if _heads(net) != wide:
             own = " heads of ".join(map(str, _heads(net)))
             raise ValueError(f"The controlnet has {own} channels, the transformer {' heads of '.join(map(str, wide))}.")
@@ -149,7 +153,7 @@ def _rows(stage: Stage, run: Run, parts: list[Part]) -> Cond:
 def _controlled(stage: Stage, parts: list[Part]) -> Stage:
     """The stage whose network gets the residuals."""
     network = stage.network
-    blocks = len(network.transformer_blocks), len(network.single_transformer_blocks)  # type: ignore[arg-type]
+    blocks = [len(getattr(network, name, ())) for name in ("transformer_blocks", "single_transformer_blocks")]
 
     def vary(run: Run, branches: tuple[str, ...]) -> Cond:
         """Strengths (R, pictures), and how many rows further on the row stands whose residuals each row takes."""
@@ -197,9 +201,9 @@ def _residuals(part: Part, x: Tensor, t: Tensor, cond: Cond) -> Corrections | No
     if not rows.any():
         return None
     kind: dict[str, Any] = dict(device=net.device, dtype=net.dtype)
-    inputs: dict[str, Any] = {name: cond[name][rows].to(**kind) for name in TAKEN}
+    inputs: dict[str, Any] = {name: cond[name][rows].to(**kind) for name in TAKEN if name in cond}
     inputs["rotary"] = cond["rotary"][rows].to(net.device)  # angles keep their precision
-    if net.config.guidance_embeds:
+    if net.config.get("guidance_embeds"):
         inputs["guidance"] = cond["control_guidance"][rows].to(**kind)
     if f"control_mode_{k}" in cond:
         inputs["mode"] = cond[f"control_mode_{k}"][rows].to(net.device)

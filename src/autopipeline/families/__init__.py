@@ -27,13 +27,17 @@ BUILT = {
     "sana": "autopipeline.families.sana",
     "pixart-alpha": "autopipeline.families.pixart_alpha",
     "pixart-sigma": "autopipeline.families.pixart_sigma",
+    "qwenimage": "autopipeline.families.qwenimage",
+    "qwenimage-edit": "autopipeline.families.qwenimage_edit",
+    "qwenimage-edit-plus": "autopipeline.families.qwenimage_edit_plus",
 }
-"""Family key -> the module whose FAMILY it is."""
+"""Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 
 ADDONS = {
     "flux": ("Control", "ControlNet"),
     "hunyuan": ("PAG",),
     "sana": ("PAG",),
+    "qwenimage": ("ControlNet",),
     "pixart-sigma": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "PAG"),
@@ -54,4 +58,5 @@ def load(key: str, wanted: frozenset[str] = frozenset()) -> Family:
     module = BUILT.get(key) or external().get(key)
     if module is None:
         raise KeyError(key)
-    return addons.attach(importlib.import_module(module).FAMILY, wanted)
+    home, _, name = module.partition(":")
+    return addons.attach(getattr(importlib.import_module(home), name or "FAMILY"), wanted)

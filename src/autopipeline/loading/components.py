@@ -32,6 +32,10 @@ HOMES = {
     "FluxControlNetModel": "autopipeline.models.flux_controlnet",
     "FluxMultiControlNetModel": "autopipeline.models.flux_controlnet",
     "AutoencoderKL": "autopipeline.models.autoencoder_kl",
+    "AutoencoderKLQwenImage": "autopipeline.models.autoencoder_kl_qwenimage",
+    "QwenImageControlNetModel": "autopipeline.models.qwenimage",
+    "QwenImageMultiControlNetModel": "autopipeline.models.qwenimage",
+    "QwenImageTransformer2DModel": "autopipeline.models.qwenimage",
     "AutoencoderTiny": "autopipeline.models.autoencoder_tiny",
     "AutoencoderDC": "autopipeline.models.autoencoder_dc",
     "CLIPTextModel": "autopipeline.models.clip",
@@ -55,6 +59,7 @@ HOMES = {
     "T5Tokenizer": "autopipeline.text",
     "GemmaTokenizer": "autopipeline.text",
     "CLIPImageProcessor": "autopipeline.images",
+    "Qwen2VLProcessor": "autopipeline.loading.processors",
 }
 """Class name in model_index.json -> the module of ours that has it."""
 
@@ -67,6 +72,7 @@ ALIASES: dict[str, str] = {
     "LlamaTokenizerFast": "LlamaTokenizer",
     "T5TokenizerFast": "T5Tokenizer",
     "GemmaTokenizerFast": "GemmaTokenizer",
+    "Qwen2_5_VLProcessor": "Qwen2VLProcessor",
     "Transformer2DModel": "PixArtTransformer2DModel",  # in older checkpoints
 }
 

@@ -1,0 +1,48 @@
+"""What makes inputs of texts with pictures: an image processor and a tokenizer of transformers, together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from autopipeline import prompts
+from autopipeline.loading import foreign
+
+
+class Qwen2VLProcessor:
+    """Texts with pictures for Qwen 2-VL and 2.5-VL; transformers' class of that name wants torchvision, for films."""
+
+    mark = "<|image_pad|>"  # stands for a picture in a text
+
+    def __init__(self, image_processor: Any, tokenizer: Any) -> None:
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> Self:
+        """Read both from a folder; CheckpointError where one is missing."""
+        path = Path(folder, subfolder) if subfolder else Path(folder)
+        found = (foreign.find("processor", name) for name in ("Qwen2VLImageProcessor", "Qwen2Tokenizer"))
+        return cls(*(foreign.read(each, path) for each in found))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write both."""
+        self.image_processor.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def __call__(self, texts: Sequence[str], pictures: Sequence[Any]) -> dict[str, Tensor]:
+        """Inputs of the model for texts in which a mark stands for each of the PIL pictures, in their order."""
+        seen = self.image_processor(images=list(pictures), return_tensors="pt")
+        grids: Tensor = seen["image_grid_thw"]
+        counts = iter((grids.prod(-1) // self.image_processor.merge_size**2).tolist())
+        whole: list[str] = []
+        for text in texts:
+            first, *rest = text.split(self.mark)
+            whole.append(first + "".join(self.mark * next(counts) + part for part in rest))
+        longest = max(len(row) for row in self.tokenizer(whole).input_ids)
+        ids, mask = prompts.foreign_tokens(self.tokenizer, whole, longest)
+        looks: Tensor = torch.as_tensor(seen["pixel_values"])
+        return dict(input_ids=ids, attention_mask=mask, pixel_values=looks, image_grid_thw=grids)
