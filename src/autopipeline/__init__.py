@@ -45,6 +45,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.sana": ("SanaTransformer2DModel",),
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
     "autopipeline.models.ovis": ("OvisImageTransformer2DModel",),
+    "autopipeline.models.krea2": ("Krea2Transformer2DModel",),
     "autopipeline.models.prx": ("PRXTransformer2DModel",),
     "autopipeline.models.t5gemma": ("T5GemmaEncoder",),
     "autopipeline.models.pixart": ("PixArtTransformer2DModel",),

@@ -140,12 +140,12 @@ def _surplus(family: Family, task: str, name: str) -> str:
 def runs(family: Family, bound: Bound, settings: Mapping[str, Any]) -> list[Run]:
     """One run, or one for each prompt where an argument is given item by item."""
     kinds.check_one("num_images_per_prompt", bound.args["num_images_per_prompt"])
-    return [_run(args, settings) for args in _items(bound.args)]
+    return [_run(args, settings, family.embeds_rank) for args in _items(bound.args)]
 
 
-def _run(args: dict[str, Any], settings: Mapping[str, Any]) -> Run:
+def _run(args: dict[str, Any], settings: Mapping[str, Any], rank: int) -> Run:
     count = prompts.count(args)
-    kinds.check(args, count)
+    kinds.check(args, count, rank)
     batch = count * args["num_images_per_prompt"]
     random = Random(_generators(args, batch), batch, apart=args["seed"] is not None)
     run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"] or 0.0)

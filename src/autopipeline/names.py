@@ -118,7 +118,7 @@ ROWS = (
     _row("flux2-klein", "Flux2Klein", "ti", image2image="Flux2KleinPipeline"),
     _row("flux2", "Flux2", "ti", image2image="Flux2Pipeline"),
     _row("ideogram4", "Ideogram4", "t"),
-    _row("krea2", "Krea2", "t"),
+    _row("krea2", "Krea2", "t", ours="ip"),
     _row("lumina", "Lumina", "t"),
     _row("lumina2", "Lumina2", "t"),
     _row("chroma", "Chroma", "t"),

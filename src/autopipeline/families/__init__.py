@@ -23,6 +23,7 @@ BUILT = {
     "auraflow": "autopipeline.families.auraflow",
     "ovis": "autopipeline.families.ovis",
     "prx": "autopipeline.families.prx",
+    "krea2": "autopipeline.families.krea2",
     "hunyuan": "autopipeline.families.hunyuan",
     "sana": "autopipeline.families.sana",
     "pixart-alpha": "autopipeline.families.pixart_alpha",

@@ -44,8 +44,11 @@ def _some(grid: Grid, what: str, steps: int) -> Grid:
     return grid
 
 
-def flow_schedule(scheduler: Scheduler, run: Run, device: Any, tokens: int) -> Grid:
-    """The grid of a flow: evenly spaced shares of noise (or own `sigmas`), shifted for pictures of so many tokens."""
+def flow_schedule(scheduler: Scheduler, run: Run, device: Any, tokens: int, mu: float | None = None) -> Grid:
+    """The grid of a flow: evenly spaced shares of noise (or own `sigmas`), shifted for pictures of so many tokens.
+
+    `mu` says how far instead, for networks that want the same for all sizes.
+    """
     require_flow(scheduler)
     own = run.get("sigmas")
     steps = run["num_inference_steps"] if own is None else len(own)
@@ -53,8 +56,9 @@ def flow_schedule(scheduler: Scheduler, run: Run, device: Any, tokens: int) -> G
     if own is None and (scheduler.own.get("use_flow_sigmas") or "sigmas" not in scheduler.takes):
         sigmas = None  # it makes its own
     count = steps if sigmas is None else None
-    mu = shift_of(scheduler, tokens) if scheduler.own.get("use_dynamic_shifting") else None
-    grid = scheduler.grid(count, sigmas=sigmas, mu=mu, device=device)  # type: ignore[arg-type]
+    mu = shift_of(scheduler, tokens) if mu is None else mu
+    shift = mu if scheduler.own.get("use_dynamic_shifting") else None
+    grid = scheduler.grid(count, sigmas=sigmas, mu=shift, device=device)  # type: ignore[arg-type]
     return strong(grid, scheduler, run.get("strength"), steps)
 
 

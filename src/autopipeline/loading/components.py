@@ -42,6 +42,7 @@ HOMES = {
     "CLIPTextModelWithProjection": "autopipeline.models.clip",
     "CLIPVisionModelWithProjection": "autopipeline.models.clip",
     "OvisImageTransformer2DModel": "autopipeline.models.ovis",
+    "Krea2Transformer2DModel": "autopipeline.models.krea2",
     "PRXTransformer2DModel": "autopipeline.models.prx",
     "T5GemmaEncoder": "autopipeline.models.t5gemma",
     "PixArtTransformer2DModel": "autopipeline.models.pixart",
