@@ -159,3 +159,62 @@ def ovis(folder: Any) -> Any:
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+GEMMA = dict(
+    vocab_size=400,
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    query_pre_attn_scalar=6,
+    sliding_window=3,
+    attn_logit_softcapping=0.8,
+)
+
+
+def t5gemma(seed: int) -> Any:
+    """The encoder of T5Gemma, found under its own name, where the peer looks for it."""
+    import transformers
+    from diffusers.pipelines.prx import T5GemmaEncoder as Peer  # reads the part of the configuration that it needs
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaConfig, T5GemmaEncoder, T5GemmaModuleConfig
+
+    if not hasattr(transformers, "T5GemmaEncoder"):
+        transformers.T5GemmaEncoder = Peer
+    config = T5GemmaConfig(encoder=T5GemmaModuleConfig(**GEMMA), is_encoder_decoder=False)
+    encoder = tiny.redraw(T5GemmaEncoder(config.encoder), seed)
+    encoder.config = config  # what is saved, and looked for when loading
+    return encoder
+
+
+PRX = dict(
+    in_channels=4,
+    patch_size=2,
+    context_in_dim=24,
+    hidden_size=24,
+    mlp_ratio=2.0,
+    num_heads=3,
+    depth=2,
+    axes_dim=[4, 4],
+)
+
+
+def prx(folder: Any, **changes: Any) -> Any:
+    """PRX in miniature, 8 pixels a token; `changes` are keys of the transformer's config, or default_sample_size."""
+    import diffusers
+
+    own = {key: changes.pop(key) for key in ("default_sample_size",) if key in changes}
+    pipe = diffusers.PRXPipeline(
+        transformer=tiny.redraw(diffusers.PRXTransformer2DModel(**PRX | changes), 1),
+        vae=tiny.redraw(diffusers.AutoencoderKL(**tiny.XL_VAE | dict(shift_factor=0.1)), 2),
+        text_encoder=t5gemma(3),
+        tokenizer=tiny.gemma_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        **own,
+    )
+    pipe.tokenizer.padding_side = "right"
+    pipe.tokenizer.model_max_length = 40
+    pipe.save_pretrained(folder)
+    return folder

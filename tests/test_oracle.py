@@ -81,6 +81,15 @@ OVIS = FLUX | dict(max_sequence_length=40)
 OVIS_EMBEDS = OVIS | dict(
     prompt=None, prompt_embeds=(1, 9, 24), negative_prompt=None, negative_prompt_embeds=(1, 4, 24)
 )
+PRX = dict(height=32, width=32, use_resolution_binning=False)
+PRX_EMBEDS = dict(
+    prompt=None,
+    negative_prompt=None,
+    prompt_embeds=(1, 9, 24),
+    negative_prompt_embeds=(1, 9, 24),
+    prompt_attention_mask=torch.arange(9)[None] < 4,
+    negative_prompt_attention_mask=torch.arange(9)[None] < 2,
+)
 HUNYUAN = dict(height=64, width=64, use_resolution_binning=False)
 HUNYUAN_EMBEDS = dict(
     prompt=None,
@@ -199,6 +208,13 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("cogview4", "text2image", COGVIEW_EMBEDS | dict(negative_prompt_embeds=(1, 5, 24), output_type="latent")),
     ("cogview4", "text2image", FLUX | dict(timesteps=[900.0, 500.5, 20.0])),
     ("cogview4", "text2image", FLUX | dict(sigmas=[0.9, 0.5, 0.4, 0.1])),
+    ("prx", "text2image", PRX | dict(negative_prompt="Sun", width=48)),
+    ("prx", "text2image", PRX | dict(guidance_scale=1.0, prompt=["red", "a cat (on) sun"], num_images_per_prompt=2)),
+    ("prx", "text2image", PRX | dict(timesteps=[900.0, 500.0, 100.0], latents=(1, 4, 8, 8), output_type="latent")),
+    ("prx", "text2image", PRX | PRX_EMBEDS),
+    ("prx", "text2image", PRX | PRX_EMBEDS | dict(prompt_attention_mask=None, negative_prompt_attention_mask=None)),
+    ("prx", "text2image", PRX | dict(skip_text_cleaning=True, tokenizer_max_length=20)),
+    ("prx-256", "text2image", dict(height=70, width=150, num_inference_steps=2)),
     ("hunyuan", "text2image", HUNYUAN | dict(negative_prompt="sun", num_images_per_prompt=2, guidance_rescale=0.6)),
     ("hunyuan", "text2image", HUNYUAN | MICRO | dict(prompt=["red", "a cat on sun"], num_images_per_prompt=2)),
     ("hunyuan", "text2image", HUNYUAN | HUNYUAN_EMBEDS | dict(guidance_scale=1.0, width=112)),

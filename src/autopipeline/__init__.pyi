@@ -36,12 +36,14 @@ from autopipeline.models.gemma2 import GemmaModel as GemmaModel
 from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
 from autopipeline.models.ideogram4 import Ideogram4PromptEnhancerHead as Ideogram4PromptEnhancerHead
 from autopipeline.models.ideogram4 import Ideogram4Transformer2DModel as Ideogram4Transformer2DModel
+from autopipeline.models.krea2 import Krea2Transformer2DModel as Krea2Transformer2DModel
 from autopipeline.models.lumina import LuminaNextDiT2DModel as LuminaNextDiT2DModel
 from autopipeline.models.lumina2 import Lumina2Transformer2DModel as Lumina2Transformer2DModel
 from autopipeline.models.multilingual_clip import MultilingualCLIP as MultilingualCLIP
 from autopipeline.models.ovis import OvisImageTransformer2DModel as OvisImageTransformer2DModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
 from autopipeline.models.prior_transformer import PriorTransformer as PriorTransformer
+from autopipeline.models.prx import PRXTransformer2DModel as PRXTransformer2DModel
 from autopipeline.models.qwenimage import QwenImageControlNetModel as QwenImageControlNetModel
 from autopipeline.models.qwenimage import QwenImageMultiControlNetModel as QwenImageMultiControlNetModel
 from autopipeline.models.qwenimage import QwenImageTransformer2DModel as QwenImageTransformer2DModel
@@ -51,6 +53,7 @@ from autopipeline.models.sd3 import SD3MultiControlNetModel as SD3MultiControlNe
 from autopipeline.models.sd3 import SD3Transformer2DModel as SD3Transformer2DModel
 from autopipeline.models.t5 import T5EncoderModel as T5EncoderModel
 from autopipeline.models.t5 import UMT5EncoderModel as UMT5EncoderModel
+from autopipeline.models.t5gemma import T5GemmaEncoder as T5GemmaEncoder
 from autopipeline.models.unet import UNet2DConditionModel as UNet2DConditionModel
 from autopipeline.models.vq_model import VQModel as VQModel
 from autopipeline.models.z_image import ZImageTransformer2DModel as ZImageTransformer2DModel
@@ -1884,6 +1887,105 @@ class KolorsPipeline(DiffusionPipeline):
         scheduler: Any = None,
     ) -> Any: ...
 
+class Krea2Img2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        image: Any = None,
+        height: Any = 1024,
+        width: Any = 1024,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 4.5,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        attention_kwargs: Any = None,
+        max_sequence_length: Any = 512,
+        *,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Krea2InpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        height: Any = 1024,
+        width: Any = 1024,
+        padding_mask_crop: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 4.5,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        attention_kwargs: Any = None,
+        max_sequence_length: Any = 512,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Krea2Pipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        height: Any = 1024,
+        width: Any = 1024,
+        num_inference_steps: Any = 28,
+        sigmas: Any = None,
+        guidance_scale: Any = 4.5,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        attention_kwargs: Any = None,
+        max_sequence_length: Any = 512,
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
 class LatentConsistencyModelImg2ImgPipeline(DiffusionPipeline):
     def __call__(
         self,
@@ -2273,6 +2375,106 @@ class OvisImagePipeline(DiffusionPipeline):
         callback_on_step_end: Any = None,
         callback_on_step_end_tensor_inputs: Any = ('latents',),
         max_sequence_length: Any = 256,
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class PRXImg2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = '',
+        image: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        timesteps: Any = None,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        prompt_attention_mask: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        tokenizer_max_length: Any = None,
+        skip_text_cleaning: Any = False,
+        *,
+        mask_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class PRXInpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = '',
+        image: Any = None,
+        mask_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        padding_mask_crop: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 28,
+        timesteps: Any = None,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        prompt_attention_mask: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        tokenizer_max_length: Any = None,
+        skip_text_cleaning: Any = False,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class PRXPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = '',
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 28,
+        timesteps: Any = None,
+        guidance_scale: Any = 4.0,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        prompt_attention_mask: Any = None,
+        negative_prompt_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        use_resolution_binning: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        tokenizer_max_length: Any = None,
+        skip_text_cleaning: Any = False,
         *,
         image: Any = None,
         strength: Any = None,

@@ -148,12 +148,12 @@ def runs(family: Family, bound: Bound, settings: Mapping[str, Any]) -> list[Run]
     kinds.check_one("num_images_per_prompt", bound.args["num_images_per_prompt"])
     row = family.tasks[bound.task]
     optional = [name for name, default in row.params.items() if default is None]
-    return [_run(args, settings, optional) for args in _items(bound.args, row.whole)]
+    return [_run(args, settings, optional, family.embeds_rank) for args in _items(bound.args, row.whole)]
 
 
-def _run(args: dict[str, Any], settings: Mapping[str, Any], optional: Sequence[str]) -> Run:
+def _run(args: dict[str, Any], settings: Mapping[str, Any], optional: Sequence[str], rank: int) -> Run:
     count = prompts.count(args)
-    kinds.check(args, count, optional)
+    kinds.check(args, count, optional, rank)
     batch = count * args["num_images_per_prompt"]
     random = Random(_generators(args, batch), batch, apart=args["seed"] is not None)
     run = Run(args, settings, count, batch, random, guidance_scale=args["guidance_scale"] or 0.0)

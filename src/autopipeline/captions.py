@@ -72,20 +72,30 @@ def prepared(texts: list[str], clean: bool) -> list[str]:
     return [cleaned(cleaned(text)) for text in texts]
 
 
-def cleaned(text: str) -> str:
-    """A caption without addresses, markup, numbers of articles and the like; as DeepFloyd's data were cleaned."""
-    import bs4  # type: ignore[import-not-found]
+def mended(text: str) -> str:
+    """A text whose characters were read in a wrong encoding, or escaped as in HTML, as it was meant."""
     import ftfy  # type: ignore[import-not-found]
 
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def cleaned(text: str, markup: bool = True) -> str:
+    """A caption without addresses, markup, numbers of articles and the like; as DeepFloyd's data were cleaned.
+
+    Without `markup`, angle brackets are left alone; as Photoroom's data were cleaned.
+    """
     text = unquote_plus(text).strip().lower().replace("<person>", "person")
     for address in _ADDRESSES:
         text = re.sub(address, "", text)
-    text = bs4.BeautifulSoup(text, "html.parser").text
+    if markup:
+        import bs4  # type: ignore[import-not-found]
+
+        text = bs4.BeautifulSoup(text, "html.parser").text
     text = _replaced(text, _SIGNS)
     if len(re.findall("[-_]", text)) > 3:
         text = re.sub("[-_]", " ", text)
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return _replaced(text, _PHRASES).strip()
+    text = mended(text)
+    return _replaced(text if markup else text.strip(), _PHRASES).strip()
 
 
 def _replaced(text: str, rules: tuple[tuple[str, str], ...]) -> str:

@@ -50,6 +50,7 @@ NUMBERS: dict[str, Number] = {
     "guidance_rescale": Number(0, 1),
     "true_cfg_scale": Number(),
     "max_sequence_length": Number(1, whole=True),
+    "tokenizer_max_length": _SIZE,
     "mu": Number(optional=True),
     "std": Number(0),
     "skip_layer_guidance_scale": Number(),
@@ -70,11 +71,15 @@ NUMBERS: dict[str, Number] = {
 PAIRS = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 CROPS = ("crops_coords_top_left", "negative_crops_coords_top_left")
 RANKS = {"image_embeds": 2, "prompt_embeds": 3, "prompt_embeds_2": 3, "pooled_prompt_embeds": 2}
+SHAPES = {2: "width", 3: "tokens, width", 4: "tokens, layers, width"}
 TENSORS = ("latents", "masked_image_latents", "controlnet_pooled_projections")
 
 
-def check(args: Mapping[str, Any], prompts: int, optional: Collection[str] = ()) -> None:
-    """Raise TypeError or ValueError for an argument of a kind or range that can't work; `optional` may be None."""
+def check(args: Mapping[str, Any], prompts: int, optional: Collection[str] = (), rank: int = 3) -> None:
+    """Raise TypeError or ValueError for an argument of a kind or range that can't work.
+
+    `optional` ones may be None; `rank`: how many dimensions the embeddings of a family have.
+    """
     for name in NUMBERS:
         if name in args and not (args[name] is None and name in optional):
             check_one(name, args[name])
@@ -84,10 +89,10 @@ def check(args: Mapping[str, Any], prompts: int, optional: Collection[str] = ())
     for name in TENSORS:
         if args.get(name) is not None and not isinstance(args[name], Tensor):
             raise _wrong(name, args[name], "a torch.Tensor")
-    for name, rank in RANKS.items():
+    for name, usual in RANKS.items():
         for full in (name, f"negative_{name}"):
             if args.get(full) is not None:
-                _check_embeds(full, args[full], rank, prompts)
+                _check_embeds(full, args[full], rank if name == "prompt_embeds" else usual, prompts)
     for name in ("timesteps", "sigmas", "skip_guidance_layers", "guidance_schedule"):
         if args.get(name) is not None and not _is_row(args[name]):
             raise _wrong(name, args[name], "a list of numbers")
@@ -149,7 +154,7 @@ def _check_embeds(name: str, value: Any, rank: int, prompts: int) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise _wrong(name, value, "a torch.Tensor of floats")
     if value.ndim != rank or len(value) != prompts:
-        shape = f"({prompts}, tokens, width)" if rank == 3 else f"({prompts}, width)"
+        shape = f"({prompts}, {SHAPES[rank]})"
         raise ValueError(f"{name} has the shape {tuple(value.shape)}; here it has to be {shape}.")
     if not torch.isfinite(value).all():
         raise ValueError(f"{name} has NaN or infinity in it.")

@@ -121,7 +121,7 @@ ROWS = (
     _row("flux2-klein", "Flux2Klein", "ti", image2image="Flux2KleinPipeline"),
     _row("flux2", "Flux2", "ti", image2image="Flux2Pipeline"),
     _row("ideogram4", "Ideogram4", "t", ours="ip"),
-    _row("krea2", "Krea2", "t"),
+    _row("krea2", "Krea2", "t", ours="ip"),
     _row("lumina", "Lumina", "t", ours="ip"),
     _row("lumina2", "Lumina2", "t", ours="ip"),
     _row("chroma", "Chroma", "tip"),
@@ -143,7 +143,7 @@ ROWS = (
     _row("z-image-controlnet-inpaint", _ZIMAGE, "t", "ControlNet Inpaint", "z-image"),
     _row("z-image-omni", "ZImageOmni", "t"),
     _row("ovis", "OvisImage", "t", ours="ip"),
-    _row("prx", "PRX", "t"),
+    _row("prx", "PRX", "t", ours="ip"),
     _row("kolors", "Kolors", "ti", ours="p"),
     _row("kolors-pag", "Kolors", "t", "PAG", "kolors", ours="ip"),
 )

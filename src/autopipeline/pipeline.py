@@ -201,7 +201,7 @@ class DiffusionPipeline:
             kwargs = dict(zip(own, args, strict=False)) | kwargs
         bound = bind(self.family, task, name, kwargs)
         self._check(bound)
-        return Bound(bound.task, self.family.read(self.components, bound.args))
+        return Bound(bound.task, self.family.read({**self._settings, **self.components}, bound.args))
 
     def _components(self, run: Run) -> dict[str, Any]:
         """The components, with the scheduler that the run asks for."""
@@ -297,11 +297,11 @@ class DiffusionPipeline:
         args = dict(run.args)
         run.args = args
         if "height" in args and (args["height"] is None or args["width"] is None):
-            height, width = self.family.size(self.components)
+            height, width = self.family.size({**self._settings, **self.components})
             for side, default in (("height", height), ("width", width)):
                 args[side] = default if args[side] is None else args[side]
         components = self._components(run)
-        self.family.check(components, args)
+        self.family.check({**self._settings, **components}, args)
         stages = self.family.stages(components, run)
         return self._chain(task, stages, run), run, stages
 

@@ -185,6 +185,7 @@ class Packed(NamedTuple):
     latents: LatentSpace
     height: int  # h, w of the latents
     width: int
+    patch: int = 2  # what says 2 here
 
     @property
     def channels(self) -> int:
@@ -193,7 +194,8 @@ class Packed(NamedTuple):
 
     def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
         """(B, h / 2 * w / 2, 4 C)."""
-        return run.batch, self.height // 2 * (self.width // 2), 4 * self.channels
+        patch = self.patch
+        return run.batch, self.height // patch * (self.width // patch), patch**2 * self.channels
 
     def noise(self, random: Random, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Drawn as latents, packed then."""
@@ -206,12 +208,13 @@ class Packed(NamedTuple):
             latents = latents.flatten(1, 2)
         if latents.ndim != 4:
             return latents
-        b, c, h, w = latents.shape
-        return latents.view(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, -1, 4 * c)
+        patches = latents.unflatten(2, (-1, self.patch)).unflatten(4, (-1, self.patch))
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def unpack(self, x: Tensor) -> Tensor:
         """And back."""
-        patches = x.unflatten(1, (self.height // 2, self.width // 2)).unflatten(3, (-1, 2, 2))
+        patch = self.patch
+        patches = x.unflatten(1, (self.height // patch, self.width // patch)).unflatten(3, (-1, patch, patch))
         return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
     def pixels(self, run: Run, image: Any) -> Tensor:

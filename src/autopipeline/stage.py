@@ -224,12 +224,14 @@ class Family:
     tasks: Mapping[str, TaskRow]
     stages: Callable[[Mapping[str, Any], Run], tuple[Stage, ...]]
     finish: Callable[[Mapping[str, Any], Run, Tensor], Finished | Mapping[str, Any]]  # pictures, or what else by name
+    # From here on, settings stand among the components.
     size: Callable[[Mapping[str, Any]], tuple[int, int]]  # default height and width in pixels
     check: Callable[[Mapping[str, Any], Mapping[str, Any]], None] = lambda components, args: None
     adopt: Callable[[dict[str, Any]], dict[str, Any]] = lambda components: components  # mends old checkpoints
     read: Callable[[Mapping[str, Any], dict[str, Any]], dict[str, Any]] = lambda components, args: args  # of a call
     variants: Mapping[frozenset[str], Mapping[str, TaskRow]] = field(default_factory=_no_variants)  # tasks by add-ons
     addons: Mapping[str, Callable[[Family], Family]] = field(default_factory=_no_addons)  # attached in its own way
+    embeds_rank: int = 3  # dimensions of `prompt_embeds`
     linked: str | None = None  # "prior": components "prior_*" may stand in a checkpoint that this one's card names
 
 

@@ -27,6 +27,8 @@ BUILT = {
     "cogview3": "autopipeline.families.cogview3",
     "cogview4": "autopipeline.families.cogview4",
     "ovis": "autopipeline.families.ovis",
+    "prx": "autopipeline.families.prx",
+    "krea2": "autopipeline.families.krea2",
     "hunyuan": "autopipeline.families.hunyuan",
     "kandinsky": "autopipeline.families.kandinsky",
     "kandinsky-decoder": "autopipeline.families.kandinsky:DECODER",

@@ -37,9 +37,13 @@ def nearest(side: int, height: int, width: int) -> tuple[int, int]:
         raise ValueError(
             f"There is no list of sizes for networks of {side} x {side} pixels; pass use_resolution_binning=False."
         )
-    wanted = height / width
-    high, wide = min(SIZES[side], key=lambda size: abs(round(size[0] / size[1], 2) - wanted))
+    high, wide = closest(SIZES[side], height, width)
     return high * side // 16, wide * side // 16
+
+
+def closest(sizes: Bins, height: int, width: int) -> tuple[int, int]:
+    """The one whose proportions, to two digits, are nearest; the first of several."""
+    return min(sizes, key=lambda size: abs(round(size[0] / size[1], 2) - height / width))
 
 
 def cut(pictures: Tensor, height: int, width: int) -> Tensor:

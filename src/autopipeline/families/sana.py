@@ -122,11 +122,11 @@ def text_rows(components: Components, run: Run) -> Cond:
         )
     device, times = components["transformer"].device, run.batch // run.prompts
     embeds = [prompts.each(hidden.to(device), times) for hidden, _ in branches]
-    masks = [_dealt(mask.to(device), times, run) for _, mask in branches]
+    masks = [dealt(mask.to(device), times, run) for _, mask in branches]
     return {"encoder_hidden_states": torch.cat(embeds), "encoder_attention_mask": torch.cat(masks)}
 
 
-def _dealt(mask: Tensor, times: int, run: Run) -> Tensor:
+def dealt(mask: Tensor, times: int, run: Run) -> Tensor:
     """Masks for several pictures a prompt: as users of a seed know them, out of step with the embeddings (a b a b)."""
     return prompts.each(mask, times) if run.random.apart else mask.repeat(times, 1)
 

@@ -17,10 +17,10 @@ ACTIVATIONS = {
 }
 
 
-def sinusoidal(t: Tensor, width: int, *, cosine_first: bool, shift: float) -> Tensor:
+def sinusoidal(t: Tensor, width: int, *, cosine_first: bool, shift: float, period: float = 10000.0) -> Tensor:
     """Sines and cosines of t at falling frequencies (Vaswani et al. 2017), (N, width) in float32."""
     half = width // 2
-    exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - shift)
+    exponent = -math.log(period) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - shift)
     angles = t.float()[:, None] * exponent.exp()[None]
     parts = [angles.cos(), angles.sin()] if cosine_first else [angles.sin(), angles.cos()]
     return functional.pad(torch.cat(parts, -1), (0, width % 2))

@@ -66,6 +66,13 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+def rotations(places: Tensor, size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (L, size / 2) for places (L,)."""
+    rates = theta ** -(torch.arange(0, size, 2, device=places.device).float() / size)
+    angles = places[:, None].float() * rates
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
 class Perceptron(nn.Module):
     """A wide layer with a gate, and back."""
 
@@ -133,7 +140,8 @@ class Decoder(Network):
         back = places[:, None] - places
         every = (back >= 0) & (mask[:, None, None] > 0)
         near = every & (back < self.config.get("sliding_window", len(places)))
-        turns = self._turns(places, x.dtype)
+        theta = (self.config.rope_parameters or {}).get("rope_theta", self.config.rope_theta)
+        turns = rotations(places, self.config.head_dim, theta, x.dtype)
         for k, layer in enumerate(self.layers[: len(self.layers) - skip]):
             x = layer(x, turns, near if self._slides(k) else every)
         return x if skip else self.norm(x)
@@ -141,13 +149,6 @@ class Decoder(Network):
     def _slides(self, k: int) -> bool:
         kinds = self.config.get("layer_types")
         return k % 2 == 0 if kinds is None else kinds[k] == "sliding_attention"
-
-    def _turns(self, places: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        size = self.config.head_dim
-        theta = (self.config.rope_parameters or {}).get("rope_theta", self.config.rope_theta)
-        rates = theta ** -(torch.arange(0, size, 2, device=places.device).float() / size)
-        angles = places[:, None].float() * rates
-        return angles.cos().to(dtype), angles.sin().to(dtype)
 
     @classmethod
     def renamed(cls, key: str) -> str | None:
