@@ -50,6 +50,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "cogview3": tiny.cogview3,
     "cogview4": tiny.cogview4,
     "cogview4-control": lambda folder: tiny.cogview4(folder, "CogView4ControlPipeline", in_channels=8),
+    "krea2": language.krea2,
+    "krea2-distilled": lambda folder: language.krea2(folder, is_distilled=True),
     "prx": language.prx,
     "prx-256": lambda folder: language.prx(folder, default_sample_size=256, resolution_embeds=True, bottleneck_size=10),
     "hunyuan": tiny.hunyuan,

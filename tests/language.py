@@ -161,6 +161,44 @@ def ovis(folder: Any) -> Any:
     return folder
 
 
+KREA2 = dict(
+    in_channels=16,
+    num_layers=2,
+    attention_head_dim=8,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=40,
+    timestep_embed_dim=20,
+    text_hidden_dim=24,
+    num_text_layers=2,
+    text_num_attention_heads=4,
+    text_num_key_value_heads=2,
+    text_intermediate_size=28,
+    num_layerwise_text_blocks=1,
+    num_refiner_text_blocks=2,
+    axes_dims_rope=(2, 2, 4),
+)
+
+
+def krea2(folder: Any, **parts: Any) -> Any:
+    """Krea 2 in miniature, 8 pixels a token."""
+    import diffusers
+
+    import qwenimage
+
+    pipe = diffusers.Krea2Pipeline(
+        transformer=tiny.redraw(diffusers.Krea2Transformer2DModel(**KREA2), 1),
+        vae=tiny.redraw(diffusers.AutoencoderKLQwenImage(**qwenimage.VAE), 2),
+        text_encoder=qwen3_vl(3),
+        tokenizer=qwen_tokenizer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**tiny.FLUX_SHIFT),
+        text_encoder_select_layers=(0, 2),
+        **parts,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 GEMMA = dict(
     vocab_size=400,
     hidden_size=24,

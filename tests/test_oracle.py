@@ -119,6 +119,15 @@ QWEN_EMBEDS = dict(
 )
 CROP = dict(padding_mask_crop=4, output_type="pil", image=tiny.photo(120, 90), mask_image=tiny.mask(120, 90))
 
+KREA2 = dict(height=32, width=32, max_sequence_length=30)
+KREA2_EMBEDS = dict(
+    prompt=None,
+    prompt_embeds=(1, 9, 2, 24),
+    prompt_embeds_mask=torch.arange(9)[None] < 7,
+    negative_prompt_embeds=(1, 9, 2, 24),
+    negative_prompt_embeds_mask=torch.arange(9)[None] < 3,
+)
+
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("sd", "text2image", {}),
     ("sd", "text2image", dict(negative_prompt="sun", num_images_per_prompt=2, guidance_rescale=0.7)),
@@ -208,6 +217,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("cogview4", "text2image", COGVIEW_EMBEDS | dict(negative_prompt_embeds=(1, 5, 24), output_type="latent")),
     ("cogview4", "text2image", FLUX | dict(timesteps=[900.0, 500.5, 20.0])),
     ("cogview4", "text2image", FLUX | dict(sigmas=[0.9, 0.5, 0.4, 0.1])),
+    ("krea2", "text2image", KREA2 | dict(negative_prompt="sun", num_images_per_prompt=2, width=48)),
+    ("krea2", "text2image", KREA2 | dict(prompt=["cat", "a red sun on the sea"], height=45, width=37)),
+    ("krea2", "text2image", KREA2 | KREA2_EMBEDS | dict(sigmas=[1.0, 0.6, 0.2], output_type="latent")),
+    ("krea2", "text2image", KREA2 | dict(guidance_scale=0.0, latents=(1, 16, 16))),
+    ("krea2-distilled", "text2image", KREA2 | dict(guidance_scale=0.0, width=64, max_sequence_length=12)),
     ("prx", "text2image", PRX | dict(negative_prompt="Sun", width=48)),
     ("prx", "text2image", PRX | dict(guidance_scale=1.0, prompt=["red", "a cat (on) sun"], num_images_per_prompt=2)),
     ("prx", "text2image", PRX | dict(timesteps=[900.0, 500.0, 100.0], latents=(1, 4, 8, 8), output_type="latent")),
@@ -325,8 +339,6 @@ def pair(checkpoint: Callable[[str], Path]) -> Any:
         peer = loaded[0]
         if name == "chroma":  # the peer's inpainting asks for it
             peer.transformer.register_to_config(guidance_embeds=False)
-        if not hasattr(peer.text_encoder, "text_model"):  # where the peer looks for it when clip_skip is given
-            object.__setattr__(peer.text_encoder, "text_model", peer.text_encoder)
         encoder = getattr(peer, "text_encoder", None)
         if encoder is not None and not hasattr(encoder, "text_model"):  # where the peer looks when clip_skip is given
             object.__setattr__(encoder, "text_model", encoder)
@@ -374,6 +386,7 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
         ("chroma", FLUX),
         ("auraflow", FLUX),
         ("ovis", OVIS),
+        ("krea2", KREA2),
         ("lcm", {}),
         ("kolors", {}),
         ("lumina", LUMINA),

@@ -69,15 +69,18 @@ class Block(nn.Module):
         return x + self.ff(self.norm2(x))
 
 
-class TimedBlock(Block):
+class TimedBlock(nn.Module):
     """The same, scaled, shifted and gated by the time, which says the same to all blocks but for a table of each."""
 
     def __init__(self, width: int, inner: int, heads: int, shared: int, eps: float) -> None:
-        super().__init__(width, inner, heads, shared, eps)
+        super().__init__()
+        self.norm1, self.norm2 = Norm(width, eps), Norm(width, eps)
+        self.attn = Attention(width, heads, shared, eps)
+        self.ff = FeedForward(width, inner)
         self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
 
-    def move(self, x: Tensor, said: Tensor, table: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, L, D) with what the time says (B, 6, D) to (B, L, D)."""
+    def forward(self, x: Tensor, mask: Tensor | None, said: Tensor, table: Tensor) -> Tensor:
+        """The same with what the time says (B, 6, D) and a table of places."""
         scale, shift, gate, scale_2, shift_2, gate_2 = (said + self.scale_shift_table)[:, :, None].unbind(1)
         x = x + gate * self.attn((1 + scale) * self.norm1(x) + shift, table, mask)
         return x + gate_2 * self.ff((1 + scale_2) * self.norm2(x) + shift_2)
@@ -193,5 +196,5 @@ class Krea2Transformer2DModel(Network):
         seen = functional.pad(mask, (0, image.shape[1]), value=True)[:, None, None]
         x = torch.cat([encoder_hidden_states, image], 1)
         for block in self.transformer_blocks:
-            x = block.move(x, said, rotary, seen)
+            x = block(x, seen, said, rotary)
         return self.final_layer(x[:, tokens:], time)
