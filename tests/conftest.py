@@ -18,7 +18,7 @@ import patched
 import qwenimage
 import tiny
 
-torch.set_num_threads(min(2, torch.get_num_threads()))  # tiny networks gain nothing from more
+torch.set_num_threads(1)  # tiny networks gain nothing from more, and the tests run in several processes
 
 BUILDERS: dict[str, Callable[[Path], Path]] = {
     "sd": tiny.stable_diffusion,
@@ -52,6 +52,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "cogview4-control": lambda folder: tiny.cogview4(folder, "CogView4ControlPipeline", in_channels=8),
     "krea2": language.krea2,
     "krea2-distilled": lambda folder: language.krea2(folder, is_distilled=True),
+    "nucleus": language.nucleus_moe,
     "prx": language.prx,
     "prx-256": lambda folder: language.prx(folder, default_sample_size=256, resolution_embeds=True, bottleneck_size=10),
     "hunyuan": tiny.hunyuan,

@@ -199,6 +199,46 @@ def krea2(folder: Any, **parts: Any) -> Any:
     return folder
 
 
+NUCLEUS = dict(
+    in_channels=16,
+    out_channels=4,
+    num_layers=4,
+    attention_head_dim=8,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    joint_attention_dim=24,
+    axes_dims_rope=(2, 2, 4),
+    mlp_ratio=6.0,
+    dense_moe_strategy="leave_first_block_dense",
+    num_experts=3,
+    moe_intermediate_dim=20,
+    capacity_factors=[0.0, 2.0, 1.0, 1.5],
+)
+
+
+def nucleus_moe(folder: Any) -> Any:
+    """NucleusMoE-Image in miniature, 8 pixels a token; with a tokenizer, as its processor needs torchvision."""
+    import json
+
+    import diffusers
+
+    import qwenimage
+
+    pipe = diffusers.NucleusMoEImagePipeline(
+        transformer=tiny.redraw(diffusers.NucleusMoEImageTransformer2DModel(**NUCLEUS), 1),
+        vae=tiny.redraw(diffusers.AutoencoderKLQwenImage(**qwenimage.VAE), 2),
+        text_encoder=qwen3_vl(3, generating=True),
+        processor=None,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**tiny.FLUX_SHIFT),
+    )
+    pipe.save_pretrained(folder)
+    qwen_tokenizer().save_pretrained(folder / "processor")
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    index["processor"] = ["transformers", "Qwen2Tokenizer"]
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+    return folder
+
+
 GEMMA = dict(
     vocab_size=400,
     hidden_size=24,

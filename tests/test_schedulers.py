@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -322,7 +323,12 @@ def test_zero_terminal_signal(name: str) -> None:
     assert_same(peers_walk(peer), our_walk(ours))
 
 
-@pytest.mark.parametrize(("name", "changes"), EXTRAS, ids=str)
+def told(value: object) -> str:
+    """A case's name, the same in every process that runs tests."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
+
+@pytest.mark.parametrize(("name", "changes"), EXTRAS, ids=told)
 def test_other_options(name: str, changes: dict[str, Any]) -> None:
     peer, ours = pair(name, **changes)
     assert_same(peers_walk(peer), our_walk(ours))

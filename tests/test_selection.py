@@ -46,6 +46,7 @@ OURS = {
     "auraflow": BOTH,
     "ideogram4": BOTH,
     "krea2": BOTH,
+    "nucleusmoe-image": BOTH,
     "lumina": BOTH,
     "lumina2": BOTH,
     "cogview4": BOTH,

@@ -56,6 +56,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
     "autopipeline.models.ovis": ("OvisImageTransformer2DModel",),
     "autopipeline.models.krea2": ("Krea2Transformer2DModel",),
+    "autopipeline.models.nucleus_moe": ("NucleusMoEImageTransformer2DModel",),
     "autopipeline.models.prx": ("PRXTransformer2DModel",),
     "autopipeline.models.t5gemma": ("T5GemmaEncoder",),
     "autopipeline.models.pixart": ("PixArtTransformer2DModel",),
@@ -67,7 +68,7 @@ _HOMES: dict[str, Sequence[str]] = {
         *("BertTokenizer", "CLIPTokenizer", "ChatGLMTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer"),
     ),
     "autopipeline.images": ("CLIPImageProcessor",),
-    "autopipeline.loading.processors": ("Qwen2VLProcessor",),
+    "autopipeline.loading.processors": ("Qwen2VLProcessor", "Qwen3VLProcessor"),
     **_SCHEDULERS,
 }
 _PUBLIC = {name: home for home, listed in _HOMES.items() for name in listed}

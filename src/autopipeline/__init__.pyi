@@ -11,6 +11,7 @@ from autopipeline.errors import CheckpointError as CheckpointError
 from autopipeline.errors import NotFiniteError as NotFiniteError
 from autopipeline.images import CLIPImageProcessor as CLIPImageProcessor
 from autopipeline.loading.processors import Qwen2VLProcessor as Qwen2VLProcessor
+from autopipeline.loading.processors import Qwen3VLProcessor as Qwen3VLProcessor
 from autopipeline.models.auraflow import AuraFlowTransformer2DModel as AuraFlowTransformer2DModel
 from autopipeline.models.autoencoder_dc import AutoencoderDC as AutoencoderDC
 from autopipeline.models.autoencoder_kl import AutoencoderKL as AutoencoderKL
@@ -40,6 +41,7 @@ from autopipeline.models.krea2 import Krea2Transformer2DModel as Krea2Transforme
 from autopipeline.models.lumina import LuminaNextDiT2DModel as LuminaNextDiT2DModel
 from autopipeline.models.lumina2 import Lumina2Transformer2DModel as Lumina2Transformer2DModel
 from autopipeline.models.multilingual_clip import MultilingualCLIP as MultilingualCLIP
+from autopipeline.models.nucleus_moe import NucleusMoEImageTransformer2DModel as NucleusMoEImageTransformer2DModel
 from autopipeline.models.ovis import OvisImageTransformer2DModel as OvisImageTransformer2DModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
 from autopipeline.models.prior_transformer import PriorTransformer as PriorTransformer
@@ -2280,6 +2282,108 @@ class LuminaPipeline(DiffusionPipeline):
         max_sequence_length: Any = 256,
         scaling_watershed: Any = 1.0,
         proportional_attn: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class NucleusMoEImageImg2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        image: Any = None,
+        guidance_scale: Any = 4.0,
+        height: Any = None,
+        width: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        num_images_per_prompt: Any = 1,
+        max_sequence_length: Any = None,
+        return_index: Any = None,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        mask_image: Any = None,
+        padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class NucleusMoEImageInpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        guidance_scale: Any = 4.0,
+        height: Any = None,
+        width: Any = None,
+        padding_mask_crop: Any = None,
+        strength: Any = 0.6,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        num_images_per_prompt: Any = 1,
+        max_sequence_length: Any = None,
+        return_index: Any = None,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class NucleusMoEImagePipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        guidance_scale: Any = 4.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        num_images_per_prompt: Any = 1,
+        max_sequence_length: Any = None,
+        return_index: Any = None,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
         callback_on_step_end: Any = None,
         callback_on_step_end_tensor_inputs: Any = ('latents',),
         *,

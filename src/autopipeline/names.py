@@ -131,7 +131,7 @@ ROWS = (
     _row("helios", "Helios", "t"),
     _row("helios-pyramid", "HeliosPyramid", "t"),
     _row("cogview4-control", "CogView4", "t", "Control", "cogview4"),
-    _row("nucleusmoe-image", "NucleusMoEImage", "t"),
+    _row("nucleusmoe-image", "NucleusMoEImage", "t", ours="ip"),
     _row("qwenimage", _QWEN, "tip"),
     _row("qwenimage21", "QwenImage21", "t"),
     _row("qwenimage-controlnet", _QWEN, "t", "ControlNet", "qwenimage"),

@@ -536,7 +536,7 @@ def _entry(family: Family, name: str, part: Any) -> list[str | None]:
         return [PACKAGES[class_name], class_name]
     if foreign.is_foreign(type(part)):
         return ["transformers", class_name]
-    theirs = ("CLIP", "T5", "UMT5", "XLMRoberta", "Bert", "Llama", "Gemma", "Qwen2VLProcessor")
+    theirs = ("CLIP", "T5", "UMT5", "XLMRoberta", "Bert", "Llama", "Gemma", "Qwen2VLProcessor", "Qwen3VLProcessor")
     return ["transformers" if class_name.startswith(theirs) else "diffusers", class_name]
 
 

@@ -108,17 +108,17 @@ def long_tokens(tokenizer: Any, texts: list[str], length: int) -> Tensor:
 
 
 def foreign_tokens(
-    tokenizer: Any, texts: list[str], length: int, padding: str = "max_length", **options: Any
+    tokenizer: Any, texts: list[str], length: int, padding: str = "max_length", multiple: int = 1, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Token ids and mask (B, `length`) by a tokenizer of transformers; what does not fit is cut, with a warning.
 
-    With the padding "longest", they are as long as the longest text. Cut and padded here: asked to do so, such a
-    tokenizer changes itself, which other threads would notice.
+    With the padding "longest", they are as long as the longest text, or up to the next `multiple` of tokens. Cut and
+    padded here: asked to do so, such a tokenizer changes itself, which other threads would notice.
     """
     rows: list[list[int]] = tokenizer(texts, **options).input_ids
     for row in rows:
         warn_of_cut(tokenizer.decode(row[length:]).strip() if len(row) > length else "", length)
-    width = length if padding == "max_length" else min(length, max(map(len, rows)))
+    width = length if padding == "max_length" else -(-min(length, max(map(len, rows))) // multiple) * multiple
     ids, mask = torch.full((len(rows), width), tokenizer.pad_token_id), torch.zeros(len(rows), width).long()
     for k, row in enumerate(rows):
         count = min(len(row), width)

@@ -29,6 +29,7 @@ BUILT = {
     "ovis": "autopipeline.families.ovis",
     "prx": "autopipeline.families.prx",
     "krea2": "autopipeline.families.krea2",
+    "nucleusmoe-image": "autopipeline.families.nucleus_moe",
     "hunyuan": "autopipeline.families.hunyuan",
     "kandinsky": "autopipeline.families.kandinsky",
     "kandinsky-decoder": "autopipeline.families.kandinsky:DECODER",

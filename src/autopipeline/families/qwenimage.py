@@ -141,10 +141,10 @@ def branches(run: Run, encode: Callable[[list[str]], Texts], length: int | None 
     return [branch(name) for name in ("negative_prompt", "prompt")[0 if guided(run) else 1 :]]
 
 
-def joined(branches: Sequence[Texts], run: Run, device: torch.device) -> Cond:
+def joined(branches: Sequence[Texts], run: Run, device: torch.device, straight: bool = False) -> Cond:
     """Texts of all branches as rows, each repeated, the shorter ones padded; a mask only where one is needed.
 
-    As users know it, masks go a b a b where texts go a a b b, unless every picture has its seed.
+    As users know it, masks go a b a b where texts go a a b b, but where every picture has its seed, or if `straight`.
     """
     longest, times = max(hidden.shape[1] for hidden, _ in branches), run.batch // run.prompts
     states: list[Tensor] = []
@@ -153,7 +153,7 @@ def joined(branches: Sequence[Texts], run: Run, device: torch.device) -> Cond:
         room = longest - hidden.shape[1]
         states.append(functional.pad(prompts.each(hidden.to(device, branches[-1][0].dtype), times), (0, 0, 0, room)))
         full = functional.pad(mask.to(device), (0, room))
-        masks.append(prompts.each(full, times) if run.random.apart else full.repeat(times, 1))
+        masks.append(prompts.each(full, times) if straight or run.random.apart else full.repeat(times, 1))
     cond, mask = dict(encoder_hidden_states=torch.cat(states)), torch.cat(masks)
     return cond if bool(mask.all()) else cond | dict(encoder_hidden_states_mask=mask)
 
@@ -229,16 +229,26 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
 def check_texts(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse prompts and embeddings that contradict each other, and a transformer that takes other latents."""
     prompts.check(args, alike=False)
+    check_embeds_masks(args)
+    if args["max_sequence_length"] > LONGEST:
+        raise ValueError(f"max_sequence_length={args['max_sequence_length']} has to be {LONGEST} at most.")
+    check_channels(components)
+    _warn_of_guidance(args)
+
+
+def check_embeds_masks(args: Mapping[str, Any]) -> None:
+    """Masks belong to given embeddings, and have a number for each of their tokens."""
     for name in ("prompt", "negative_prompt"):
         embeds, mask = args[f"{name}_embeds"], args[f"{name}_embeds_mask"]
         if mask is not None and (embeds is None or not isinstance(mask, Tensor) or mask.shape != embeds.shape[:2]):
             raise ValueError(f"{name}_embeds_mask needs {name}_embeds, and a number for each of its tokens.")
-    if args["max_sequence_length"] > LONGEST:
-        raise ValueError(f"max_sequence_length={args['max_sequence_length']} has to be {LONGEST} at most.")
+
+
+def check_channels(components: Components) -> None:
+    """Refuse a transformer that takes other latents."""
     channels, latent = components["transformer"].config.in_channels, components["vae"].config.z_dim
     if channels != 4 * latent:
         raise ValueError(f"The transformer takes {channels} channels, but the vae's latents have 4 x {latent}.")
-    _warn_of_guidance(args)
 
 
 def _warn_of_guidance(args: Mapping[str, Any]) -> None:

@@ -53,6 +53,7 @@ HOMES = {
     "Ideogram4PromptEnhancerHead": "autopipeline.models.ideogram4",
     "Ideogram4Transformer2DModel": "autopipeline.models.ideogram4",
     "Krea2Transformer2DModel": "autopipeline.models.krea2",
+    "NucleusMoEImageTransformer2DModel": "autopipeline.models.nucleus_moe",
     "PRXTransformer2DModel": "autopipeline.models.prx",
     "T5GemmaEncoder": "autopipeline.models.t5gemma",
     "PixArtTransformer2DModel": "autopipeline.models.pixart",
@@ -78,6 +79,7 @@ HOMES = {
     "GemmaTokenizer": "autopipeline.text",
     "CLIPImageProcessor": "autopipeline.images",
     "Qwen2VLProcessor": "autopipeline.loading.processors",
+    "Qwen3VLProcessor": "autopipeline.loading.processors",
 }
 """Class name in model_index.json -> the module of ours that has it."""
 

@@ -25,7 +25,6 @@ CLASSES = frozenset(
         "Qwen3Model",
         "Qwen3VLForConditionalGeneration",
         "Qwen3VLModel",
-        "Qwen3VLProcessor",
         "TokenizersBackend",
     }
 )

@@ -46,3 +46,11 @@ class Qwen2VLProcessor:
         ids, mask = prompts.foreign_tokens(self.tokenizer, whole, sys.maxsize, "longest")
         looks: Tensor = torch.as_tensor(seen["pixel_values"])
         return dict(input_ids=ids, attention_mask=mask, pixel_values=looks, image_grid_thw=grids)
+
+
+class Qwen3VLProcessor(Qwen2VLProcessor):
+    """The same for Qwen 3-VL, whose chats have a template."""
+
+    def apply_chat_template(self, chat: Sequence[dict[str, Any]], **options: Any) -> Any:
+        """The text of a chat, or its tokens."""
+        return self.tokenizer.apply_chat_template(chat, **options)
