@@ -266,7 +266,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("kontext", dict(max_area=9), "max_area=9 is too small"),
     ("kontext", dict(image="nowhere.png", max_area=1024), "nowhere.png"),
     ("chroma", EMBEDS | dict(pooled_prompt_embeds=None), "need each other"),
-    ("chroma", dict(true_cfg_scale=2.0), "no parameter 'true_cfg_scale'"),
+    ("chroma", dict(true_cfg_scale=2.0), "true_cfg_scale has no effect on text-to-image"),
 ]
 
 

@@ -46,16 +46,17 @@ _WIDE: dict[int, bins.Bins] = {
     ),
 }
 _ODD = {(40, 25): (37, 27)}  # not the wide size turned round
+_MORE: dict[int, bins.Bins] = {1024: ((34, 30),)}  # tall sizes without a wide one
 
 
-def _table(wide: bins.Bins) -> bins.Bins:
+def _table(wide: bins.Bins, more: bins.Bins) -> bins.Bins:
     """Wide sizes and tall ones by their proportions, from units of 32 pixels."""
     tall = [_ODD.get((high, across), (high, across)) for across, high in wide[:-1]]
-    sizes = sorted([*wide, *tall], key=lambda size: size[0] / size[1])
+    sizes = sorted([*wide, *tall, *more], key=lambda size: size[0] / size[1])
     return tuple((32 * high, 32 * across) for high, across in sizes)
 
 
-SIZES = {side: _table(wide) for side, wide in _WIDE.items()}
+SIZES = {side: _table(wide, _MORE.get(side, ())) for side, wide in _WIDE.items()}
 """Side of the square in pixels -> heights and widths of the training."""
 
 _START, _SIZE = dict(prompt=None, negative_prompt=""), dict(height=None, width=None)

@@ -82,7 +82,8 @@ class Stateful(Configured):
         if (name := cls.__name__.removesuffix("Scheduler")) in CALLS:
             cls.call = CALLS[name]
         for name, first in (("set_timesteps", ()), ("step", ("model_output", "timestep", "sample"))):
-            if name not in cls.__dict__:
+            method = getattr(cls, name)
+            if method is getattr(Stateful, name) or hasattr(method, "__signature__"):  # not one of its own
                 setattr(cls, name, _taking(getattr(Stateful, name), first, cls.call.keywords(name)))
 
     def set_timesteps(self, **keywords: Any) -> None:
@@ -100,7 +101,7 @@ class Stateful(Configured):
         solver, i = self.locate(timestep)
         usual = self.call.keywords("step")
         for name, value in keywords.items():
-            if hasattr(solver, name):
+            if hasattr(solver, name) and name not in solver.fixed:
                 setattr(solver, name, value)
             elif value is not usual[name] and value != usual[name]:
                 raise ValueError(f"{name}={value} has no effect with {type(self).__name__}.")

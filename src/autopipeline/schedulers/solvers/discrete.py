@@ -77,9 +77,9 @@ class DDIMInverse(DDIM):
 
 
 class CogVideoXDDIM(DDIM):
-    """DDIM whose configuration speaks of limits, but that knows none."""
+    """DDIM whose configuration speaks of limits, but that knows none; nor does it add noise."""
 
-    fixed = Solver.fixed | dict(clip_sample=False)
+    fixed = Solver.fixed | dict(clip_sample=False, eta=0.0)
 
 
 class CogVideoXDPM(CogVideoXDDIM):
