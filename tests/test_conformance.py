@@ -44,6 +44,7 @@ MADE: dict[str, Made] = {
     "stable-diffusion-controlnet": Made("sd", "sd"),
     "stable-diffusion-xl": Made("xl"),
     "stable-diffusion-xl-controlnet": Made("xl", "xl"),
+    "stable-diffusion-xl-controlnet-union": Made("xl", "xl-union"),
     "lcm": Made("lcm"),
     "stable-diffusion-3": Made("sd3"),
     "stable-diffusion-3-controlnet": Made("sd3", "sd3", inpaint="sd3-inpaint"),
@@ -187,6 +188,7 @@ def arguments(pipe: Any, task: str, **changes: Any) -> dict[str, Any]:
     """What a call of this task has beside its prompt."""
     params = pipe.family.tasks[task].params
     own = {name: value for name, value in CALLS.get(pipe.family.key, {}).items() if name in params}
+    own |= {"control_mode": 3} if "Union" in type(pipe).__name__ else {}
     begins = task != "text2image" or "controlnet" in pipe.family.slots or "control_image" in params
     pictures = {name: picture for name, picture in PICTURES.items() if name in params and begins}
     strength = {"strength": 0.75} if "strength" in params else {}
@@ -279,7 +281,7 @@ def test_taking_add_ons_off_and_putting_them_back(load: Any, seen: Any, key: str
         pytest.skip("is a checkpoint of its own")
     off: dict[str, Any] = {"enable_pag": False} if "PAG" in row.addons else {}
     on: dict[str, Any] = {"enable_pag": True} if "PAG" in row.addons else {}
-    if "ControlNet" in row.addons:
+    if {"ControlNet", "ControlNetUnion"} & row.addons:
         off, on = off | {"controlnet": None}, on | {"controlnet": pipe.controlnet}
     without = getattr(ap, AUTO[task]).from_pipe(pipe, **off)
     assert type(without).__name__ == plain[0].classes[task]

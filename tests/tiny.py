@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -596,7 +597,21 @@ def _network(name: str, **config: Any) -> Any:
     return redraw(getattr(diffusers, name)(**config), 20)
 
 
+UNION = dict(num_control_type=6, num_trans_channel=16, num_trans_head=4, num_proj_channel=16)
+
+
+def controlnet_union(seed: int = 20, **changes: Any) -> Any:
+    """A ControlNet union for the U-Net of Stable Diffusion XL, whose residuals are not zero."""
+    import diffusers
+
+    known = inspect.signature(diffusers.ControlNetUnionModel.__init__).parameters
+    shape = {name: value for name, value in XL_UNET.items() if name in known}
+    widths = dict(conditioning_embedding_out_channels=(4, 8, 8))
+    return redraw(diffusers.ControlNetUnionModel(**shape | widths | UNION | changes), seed)
+
+
 CONTROLNETS: dict[str, Callable[[], Any]] = {
+    "xl-union": controlnet_union,
     "sd": lambda: controlnet(UNET, (4, 8, 8, 8)),
     "xl": lambda: controlnet(XL_UNET, (4, 8, 8)),
     "sd3": lambda: _network("SD3ControlNetModel", **SD3 | dict(num_layers=2)),

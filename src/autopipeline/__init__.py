@@ -26,6 +26,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.errors": ("Cancelled", "CheckpointError", "NotFiniteError"),
     "autopipeline.models.unet": ("UNet2DConditionModel",),
     "autopipeline.models.controlnet": ("ControlNetModel", "MultiControlNetModel"),
+    "autopipeline.models.controlnet_union": ("ControlNetUnionModel", "MultiControlNetUnionModel"),
     "autopipeline.models.bert": ("BertModel",),
     "autopipeline.models.multilingual_clip": ("MultilingualCLIP",),
     "autopipeline.models.prior_transformer": ("PriorTransformer",),

@@ -52,7 +52,8 @@ class _Auto:
         """
         if not isinstance(pipeline, DiffusionPipeline):
             raise TypeError(f"from_pipe takes a loaded pipeline, not {type(pipeline).__name__}.")
-        flags = (("ControlNet", "controlnet"), ("Inpaint", "controlnet"), ("PAG", "enable_pag"))
+        kinds = ("ControlNet", "ControlNetUnion", "Inpaint")
+        flags = (*((kind, "controlnet") for kind in kinds), ("PAG", "enable_pag"))
         drop = [name for name, flag in flags if _off(parts, flag)]
         add = _addons(parts)
         chosen = names.select(type(pipeline).__name__, cls.task, add=add, drop=drop)
@@ -69,7 +70,8 @@ class _Auto:
 
 def _addons(options: dict[str, Any]) -> list[str]:
     control = options.get("controlnet")
-    union = type(control).__name__ == "ControlNetUnionModel"
+    nets = control if isinstance(control, list | tuple) and control else [control]
+    union = all(type(net).__name__.endswith("ControlNetUnionModel") for net in nets)  # one, or several
     add = [] if control is None else ["ControlNetUnion" if union else "ControlNet"]
     return [*add, "PAG"] if options.get("enable_pag") else add
 

@@ -214,7 +214,7 @@ def select(class_name: object, task: str, add: Iterable[str] = (), drop: Iterabl
     if here is None:
         raise ValueError(_unknown(class_name, task))
     add = frozenset(add)
-    replaced = {"Control"} if "ControlNet" in add else set[str]()  # a Control checkpoint with a ControlNet is that
+    replaced = {"Control", "ControlNet", "ControlNetUnion"} if {"ControlNet", "ControlNetUnion"} & add else set[str]()
     wanted = (here.row.addons - frozenset(drop) - replaced) | add
     for row in (here.row, *rows()):
         if row.family == here.row.family and row.addons == wanted and task in row.classes:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 BUILT = {
     "Control": "autopipeline.addons.control",
     "ControlNet": "autopipeline.addons.controlnet",
+    "ControlNetUnion": "autopipeline.addons.controlnet_union",
     "PAG": "autopipeline.addons.pag",
 }
 """Name in class names -> the module whose `attach` makes a family with it. The order is that of attaching.

@@ -5,7 +5,7 @@ All that a call says about strengths becomes rows of the conditioning, one for e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch import Tensor
 from autopipeline import images
 from autopipeline.models.controlnet import ControlNetModel, MultiControlNetModel
 from autopipeline.spaces import crop_box, factor
-from autopipeline.stage import Cond, Family, Pred, Run, Slot, Stage
+from autopipeline.stage import Cond, Family, Pred, Predict, Run, Slot, Stage
 
 Components = Mapping[str, Any]
 Nets = list[ControlNetModel]
+Asked = Callable[[Any, int, Tensor, Tensor, Cond], list[Tensor]]
+"""How the k-th ControlNet is asked for residuals of x at t, from the conditioning of these rows."""
 
 TAKEN = ("encoder_hidden_states", "text_embeds", "time_ids")
 """Conditioning of the U-Net that a ControlNet takes as well."""
@@ -66,8 +68,14 @@ def _read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
     name = "control_image" if "control_image" in args else "image"
     read = {key: value for key, value in args.items() if key != name}
     read |= pictures(args[name], name, len(members(components["controlnet"])))
+    return read | sized(components, args, args["image"] if name == "control_image" else read["control_image_0"])
+
+
+def sized(components: Components, args: Mapping[str, Any], given: Any) -> dict[str, Any]:
+    """Height and width of the result where the call gives none: those of the pictures, in whole latents."""
+    read: dict[str, Any] = {}
     multiple = max(8, factor(components["vae"]))
-    sizes = images.sizes(args["image"] if name == "control_image" else read["control_image_0"])
+    sizes = images.sizes(given)
     for side, lengths in zip(("width", "height"), zip(*(size or (0, 0) for size in sizes), strict=True), strict=True):
         if args[side] is None:
             rounded = [max(length // multiple, 1) * multiple for length in lengths]
@@ -86,12 +94,12 @@ def pictures(control: Any, name: str, count: int) -> dict[str, Any]:
     return {f"control_image_{k}": control[k] if count > 1 else control for k in range(count)}
 
 
-def check_all(count: int, args: Mapping[str, Any]) -> None:
-    """Refuse lists of other lengths than that of the ControlNets, and windows that are none."""
+def check_all(count: int, args: Mapping[str, Any], what: str = "ControlNets") -> None:
+    """Refuse lists of other lengths than that of the ControlNets (or of what else), and windows that are none."""
     for name in params(1.0):
         given = args.get(name)
         if isinstance(given, list | tuple) and len(given) != count:
-            raise ValueError(f"{name} has {len(given)} entries for {count} ControlNets.")
+            raise ValueError(f"{name} has {len(given)} entries for {count} {what}.")
     starts, ends = (_each(args[f"control_guidance_{end}"], count) for end in ("start", "end"))
     for start, end in zip(starts, ends, strict=True):
         if not 0 <= start < end <= 1:
@@ -108,27 +116,41 @@ def _controlled(stage: Stage, nets: Nets, run: Run) -> Stage:
     def condition(run: Run, x: Tensor) -> Cond:
         cond = stage.condition(run, x)
         branches = len(cond["encoder_hidden_states"]) // len(x)
-        pictures = {f"control_image_{k}": _picture(run, net, k).to(stage.device) for k, net in enumerate(nets)}
+        pictures = {f"control_image_{k}": picture(run, net, k).to(stage.device) for k, net in enumerate(nets)}
         return cond | {name: rows.repeat(branches, 1, 1, 1) for name, rows in pictures.items()}
 
     def vary(run: Run, branches: tuple[str, ...]) -> Cond:
-        return {**stage.vary(run, branches), "control_scale": _strengths(nets, run, branches).to(stage.device)}
+        table = strengths(nets, run, branches, scales(run, len(nets)))
+        return {**stage.vary(run, branches), "control_scale": table.to(stage.device)}
+
+    shown = "control_image" if run.get("image") is not None else "image"
+    public = {**stage.public, "control_image_0": shown} if len(nets) == 1 else stage.public
+    return replace(
+        stage,
+        condition=condition,
+        vary=vary,
+        predict=corrected(stage, nets, _ask),
+        public=public,
+        beside=(*stage.beside, *nets),
+    )
+
+
+def corrected(stage: Stage, nets: Sequence[Any], ask: Asked) -> Predict:
+    """The stage's prediction with the residuals of ControlNets, by how they are asked."""
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         rest: dict[str, Any] = {name: rows for name, rows in cond.items() if not name.startswith("control_")}
-        every = [made for k, net in enumerate(nets) if (made := _residuals(net, k, x, t, cond))]
+        every = [made for k, net in enumerate(nets) if (made := _residuals(net, k, ask, x, t, cond))]
         if every:
             *down, middle = [sum(same[1:], same[0]) for same in zip(*every, strict=True)]
             rest |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return stage.predict(x, t, rest)
 
-    shown = "control_image" if run.get("image") is not None else "image"
-    public = {**stage.public, "control_image_0": shown} if len(nets) == 1 else stage.public
-    return replace(stage, condition=condition, vary=vary, predict=predict, public=public, beside=(*stage.beside, *nets))
+    return predict
 
 
-def _picture(run: Run, net: ControlNetModel, k: int) -> Tensor:
-    """The k-th ControlNet's picture, 0..1, one row for each picture to be made."""
+def picture(run: Run, net: Any, k: int) -> Tensor:
+    """The k-th picture for a ControlNet, 0..1, one row for each picture to be made."""
     box = crop_box(run)
     fit: dict[str, Any] = {"multiple": net.reduction, "signed": False, "crop": box, "fill": box is not None}
     x = images.pixels(run[f"control_image_{k}"], run["height"], run["width"], **fit)
@@ -146,13 +168,12 @@ def scales(run: Run, count: int) -> list[float]:
     return [scale * part for scale, part in zip(full, inside, strict=True)]
 
 
-def _strengths(nets: Nets, run: Run, branches: tuple[str, ...]) -> Tensor:
-    """What to multiply each residual with at this step: (branches * B, ControlNets, residuals)."""
-    count = len(nets)
+def strengths(nets: Sequence[Any], run: Run, branches: tuple[str, ...], scales: Sequence[float]) -> Tensor:
+    """What to multiply each residual with, for these scales: (branches * B, ControlNets, residuals)."""
     pooled = nets[0].config.global_pool_conditions
     guess = run.get("guess_mode", False)
-    table = torch.zeros(len(branches), count, nets[0].residuals)
-    for k, (net, scale) in enumerate(zip(nets, scales(run, count), strict=True)):
+    table = torch.zeros(len(branches), len(nets), nets[0].residuals)
+    for k, (net, scale) in enumerate(zip(nets, scales, strict=True)):
         if scale:
             rising = guess and not net.config.global_pool_conditions  # the finer, the weaker
             table[:, k] = scale * (torch.logspace(-1, 0, net.residuals) if rising else torch.ones(net.residuals))
@@ -161,19 +182,25 @@ def _strengths(nets: Nets, run: Run, branches: tuple[str, ...]) -> Tensor:
     return table.repeat_interleave(run.batch, 0)
 
 
-def _residuals(net: ControlNetModel, k: int, x: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+def _residuals(net: Any, k: int, ask: Asked, x: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
     """The residuals of one ControlNet, asked only for the rows in which they count; none if there is no such row."""
     scale = cond["control_scale"][:, k]  # (R, residuals)
     rows = scale.any(-1)
     if not rows.any():
         return []
-    inputs = {name: cond[name][rows] for name in (*TAKEN, f"control_image_{k}") if name in cond}
-    typed = {name: entry.to(device=net.device, dtype=net.dtype) for name, entry in inputs.items()}
-    picture = typed.pop(f"control_image_{k}")
-    made = net(x[rows].to(net.device, net.dtype), t[rows].to(net.device), controlnet_cond=picture, **typed)
+    seen = {name: entry[rows] for name, entry in cond.items()}
     full: list[Tensor] = []
-    for j, residual in enumerate(made):
+    for j, residual in enumerate(ask(net, k, x[rows].to(net.device, net.dtype), t[rows].to(net.device), seen)):
         whole = residual.new_zeros(len(x), *residual.shape[1:])
         whole[rows] = residual * scale[rows, j, None, None, None].to(residual)
         full.append(whole)
     return full
+
+
+def _ask(net: ControlNetModel, k: int, x: Tensor, t: Tensor, cond: Cond) -> list[Tensor]:
+    return net(x, t, controlnet_cond=cond[f"control_image_{k}"].to(net.device, net.dtype), **taken(net, cond))
+
+
+def taken(net: Any, cond: Cond) -> dict[str, Tensor]:
+    """What a ControlNet hears of the U-Net's conditioning."""
+    return {name: cond[name].to(net.device, net.dtype) for name in TAKEN if name in cond}

@@ -60,7 +60,7 @@ ADDONS = {
     "pixart-alpha": ("PAG",),
     "pixart-sigma": ("PAG",),
     "stable-diffusion": ("ControlNet", "PAG"),
-    "stable-diffusion-xl": ("ControlNet", "PAG"),
+    "stable-diffusion-xl": ("ControlNet", "ControlNetUnion", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),
     "z-image": ("ControlNet", "Inpaint"),
 }

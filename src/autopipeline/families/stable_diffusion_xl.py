@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autopipeline import prompts
-from autopipeline.addons import controlnet, pag
+from autopipeline.addons import controlnet, controlnet_union, pag
 from autopipeline.families import stable_diffusion as sd
 from autopipeline.families.schedules import schedule
 from autopipeline.spaces import LatentSpace, factor
@@ -112,43 +112,48 @@ _PLAIN_MICRO = {name: default for name, default in _MICRO.items() if name != "gu
 _ONE_MICRO = {name: default for name, default in _MICRO.items() if not name.startswith("negative")}
 
 
-def _controlled(begin: dict[str, Any], scale: float, micro: dict[str, Any]) -> dict[str, Any]:
-    """Parameters of a ControlNet task, from those of its inputs and those of sizes."""
-    last = micro | _SKIP | sd.CALLBACK
-    return _PROMPTS | begin | dict(guidance_scale=5.0) | _NEGATIVE | _EMBEDS | sd.LAST | controlnet.params(scale) | last
+def _controlled(begin: dict[str, Any], control: dict[str, Any], micro: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a ControlNet task, from those of its inputs, of the ControlNet and of sizes."""
+    last = control | micro | _SKIP | sd.CALLBACK
+    return _PROMPTS | begin | dict(guidance_scale=5.0) | _NEGATIVE | _EMBEDS | sd.LAST | last
 
 
-CONTROLNET = {
-    "text2image": TaskRow(
-        task=Text2Image,
-        params=_controlled(
-            dict(image=None, height=None, width=None) | _STEPS | dict(denoising_end=None), 1.0, _PLAIN_MICRO
+def _controlnet_tasks(params: Callable[[float], dict[str, Any]], picture: str) -> dict[str, TaskRow]:
+    """Tasks with a ControlNet that can be told `params`, whose picture has that name where there is no other one."""
+    begin = {picture: None} | dict(height=None, width=None) | _STEPS | dict(denoising_end=None)
+    return {
+        "text2image": TaskRow(
+            task=Text2Image,
+            params=_controlled(begin, params(1.0), _PLAIN_MICRO),
+            tensors=(*_TENSORS, picture),
+            unsaved=_UNSAVED,
         ),
-        tensors=(*_TENSORS, "image"),
-        unsaved=_UNSAVED,
-    ),
-    "image2image": TaskRow(
-        task=Image2Image,
-        params=_controlled(
-            dict(image=None, control_image=None, height=None, width=None, strength=0.8, num_inference_steps=50),
-            0.8,
-            _PLAIN_MICRO | _SCORE,
+        "image2image": TaskRow(
+            task=Image2Image,
+            params=_controlled(
+                dict(image=None, control_image=None, height=None, width=None, strength=0.8, num_inference_steps=50),
+                params(0.8),
+                _PLAIN_MICRO | _SCORE,
+            ),
+            tensors=(*_TENSORS, "control_image"),
+            trigger="control_image" if picture == "image" else None,
         ),
-        tensors=(*_TENSORS, "control_image"),
-        trigger="control_image",
-    ),
-    "inpaint": TaskRow(
-        task=Inpaint,
-        params=_controlled(
-            dict(image=None, mask_image=None, control_image=None, height=None, width=None, padding_mask_crop=None)
-            | dict(strength=0.9999, num_inference_steps=50)
-            | _WINDOW,
-            1.0,
-            _ONE_MICRO | _SCORE,
+        "inpaint": TaskRow(
+            task=Inpaint,
+            params=_controlled(
+                dict(image=None, mask_image=None, control_image=None, height=None, width=None, padding_mask_crop=None)
+                | dict(strength=0.9999, num_inference_steps=50)
+                | _WINDOW,
+                params(1.0),
+                _ONE_MICRO | _SCORE,
+            ),
+            tensors=(*_TENSORS, "mask", "masked_image_latents", "control_image"),
         ),
-        tensors=(*_TENSORS, "mask", "masked_image_latents", "control_image"),
-    ),
-}
+    }
+
+
+CONTROLNET = _controlnet_tasks(controlnet.params, "image")
+CONTROLNET_UNION = _controlnet_tasks(controlnet_union.params, "control_image")
 PAG = {"text2image": pag.row(TEXT2IMAGE), "image2image": pag.row(IMAGE2IMAGE), "inpaint": pag.row(INPAINT)}
 CONTROLNET_PAG = {
     "text2image": pag.row(CONTROLNET["text2image"], "guess_mode"),
@@ -336,6 +341,7 @@ FAMILY = Family(
     size=sd.default_size,
     variants={
         frozenset({"ControlNet"}): CONTROLNET,
+        frozenset({"ControlNetUnion"}): CONTROLNET_UNION,
         frozenset({"PAG"}): PAG,
         frozenset({"ControlNet", "PAG"}): CONTROLNET_PAG,
     },

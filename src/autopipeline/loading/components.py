@@ -23,7 +23,9 @@ from autopipeline.stage import Slot
 HOMES = {
     "UNet2DConditionModel": "autopipeline.models.unet",
     "ControlNetModel": "autopipeline.models.controlnet",
+    "ControlNetUnionModel": "autopipeline.models.controlnet_union",
     "MultiControlNetModel": "autopipeline.models.controlnet",
+    "MultiControlNetUnionModel": "autopipeline.models.controlnet_union",
     "AuraFlowTransformer2DModel": "autopipeline.models.auraflow",
     "PriorTransformer": "autopipeline.models.prior_transformer",
     "MultilingualCLIP": "autopipeline.models.multilingual_clip",

@@ -47,7 +47,65 @@ class PictureEmbedding(nn.Module):
         return self.conv_out(x)
 
 
-class ControlNetModel(Encoder):
+class WayDown(Encoder):
+    """What looks at pictures and corrects a U-Net: a copy of its way down, and convolutions silent before training."""
+
+    controlnet_cond_embedding: PictureEmbedding
+
+    def _build(self, what: str) -> int:
+        """Make the parts; returns the width of the embedding of time."""
+        config = self.config
+        refuse_unknown(config, what, PLAIN | OWN, PLAIN_BLOCKS)
+        widths, count = list(config.block_out_channels), len(config.block_out_channels)
+        levels = Levels(
+            widths=widths,
+            layers=each(config.layers_per_block, count),
+            depths=each(config.transformer_layers_per_block, count),
+            heads=each(config.num_attention_heads or config.attention_head_dim, count),
+            context=each(config.cross_attention_dim, count),
+            only_cross=each(config.only_cross_attention, count),
+            time=widths[0] * 4,
+            groups=config.norm_num_groups or 32,
+            eps=config.norm_eps,
+            linear=config.use_linear_projection,
+            upcast=config.upcast_attention,
+        )
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], levels.time)
+        if config.addition_embed_type == "text_time":
+            self.add_embedding = TimestepEmbedding(config.projection_class_embeddings_input_dim or 0, levels.time)
+        self.down_blocks = levels.downs(config.down_block_types, config.downsample_padding)
+        self.mid_block = levels.middle(config.mid_block_scale_factor)
+        kept = [widths[0]]
+        for level, width in enumerate(widths):
+            kept += [width] * (levels.layers[level] + (level < count - 1))
+        self.controlnet_down_blocks = nn.ModuleList([_silent(width) for width in kept])
+        self.controlnet_mid_block = _silent(widths[-1])
+        return levels.time
+
+    @property
+    def residuals(self) -> int:
+        """How many there are, that of the middle included."""
+        return len(self.controlnet_down_blocks) + 1
+
+    @property
+    def reduction(self) -> int:
+        """Pixels of the picture for each of the latents, along one side."""
+        return 2 ** (len(self.controlnet_cond_embedding.blocks) // 2)
+
+    def down(self, x: Tensor, time: Tensor, text: Tensor) -> list[Tensor]:
+        """Residuals for the way down, then one for the middle, unscaled, from x (B, C, h, w)."""
+        seen, kept = Seen(text), [x]
+        for block in self.down_blocks:
+            kept += block.down(kept[-1], time, seen)  # type: ignore[operator]
+        middle = self.mid_block.mid(kept[-1], time, seen)
+        made = [convolve(x) for convolve, x in zip(self.controlnet_down_blocks, kept, strict=True)]
+        made.append(self.controlnet_mid_block(middle))
+        pooled = self.config.global_pool_conditions
+        return [x.mean((2, 3), keepdim=True) for x in made] if pooled else made
+
+
+class ControlNetModel(WayDown):
     """Residuals for a U-Net from a picture such as edges, depths or poses."""
 
     def __init__(
@@ -90,46 +148,11 @@ class ControlNetModel(Encoder):
         global_pool_conditions: bool = False,
         addition_embed_type_num_heads: int = 64,
     ) -> None:
-        refuse_unknown(self.config, "controlnet", PLAIN | OWN, PLAIN_BLOCKS)
         if controlnet_conditioning_channel_order not in ("rgb", "bgr"):
             raise CheckpointError(f"A controlnet for {controlnet_conditioning_channel_order!r} colours is not known.")
-        widths, count = list(block_out_channels), len(block_out_channels)
-        levels = Levels(
-            widths=widths,
-            layers=each(layers_per_block, count),
-            depths=each(transformer_layers_per_block, count),
-            heads=each(num_attention_heads or attention_head_dim, count),
-            context=each(cross_attention_dim, count),
-            only_cross=each(only_cross_attention, count),
-            time=widths[0] * 4,
-            groups=norm_num_groups or 32,
-            eps=norm_eps,
-            linear=use_linear_projection,
-            upcast=upcast_attention,
-        )
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], levels.time)
-        if addition_embed_type == "text_time":
-            self.add_embedding = TimestepEmbedding(projection_class_embeddings_input_dim or 0, levels.time)
+        self._build("controlnet")
         embedded = tuple(conditioning_embedding_out_channels or (16, 32, 96, 256))
-        self.controlnet_cond_embedding = PictureEmbedding(conditioning_channels, embedded, widths[0])
-        self.down_blocks = levels.downs(down_block_types, downsample_padding)
-        self.mid_block = levels.middle(mid_block_scale_factor)
-        kept = [widths[0]]
-        for level, width in enumerate(widths):
-            kept += [width] * (levels.layers[level] + (level < count - 1))
-        self.controlnet_down_blocks = nn.ModuleList([_silent(width) for width in kept])
-        self.controlnet_mid_block = _silent(widths[-1])
-
-    @property
-    def residuals(self) -> int:
-        """How many there are, that of the middle included."""
-        return len(self.controlnet_down_blocks) + 1
-
-    @property
-    def reduction(self) -> int:
-        """Pixels of the picture for each of the latents, along one side."""
-        return 2 ** (len(self.controlnet_cond_embedding.blocks) // 2)
+        self.controlnet_cond_embedding = PictureEmbedding(conditioning_channels, embedded, block_out_channels[0])
 
     def forward(
         self,
@@ -149,15 +172,7 @@ class ControlNetModel(Encoder):
         swapped = self.config.controlnet_conditioning_channel_order == "bgr"
         picture = controlnet_cond.flip(1) if swapped else controlnet_cond
         time = self.embed(sample, timestep, None, text_embeds, time_ids)
-        seen = Seen(encoder_hidden_states)
-        kept = [self.conv_in(sample) + self.controlnet_cond_embedding(picture)]
-        for block in self.down_blocks:
-            kept += block.down(kept[-1], time, seen)  # type: ignore[operator]
-        middle = self.mid_block.mid(kept[-1], time, seen)
-        made = [convolve(x) for convolve, x in zip(self.controlnet_down_blocks, kept, strict=True)]
-        made.append(self.controlnet_mid_block(middle))
-        pooled = self.config.global_pool_conditions
-        return [x.mean((2, 3), keepdim=True) for x in made] if pooled else made
+        return self.down(self.conv_in(sample) + self.controlnet_cond_embedding(picture), time, encoder_hidden_states)
 
 
 class MultiControlNetModel(nn.Module):

@@ -209,13 +209,15 @@ class Encoder(Network):
         time_ids: Tensor | None,
         image_embeds: Tensor | None = None,
         text: Tensor | None = None,
+        more: Tensor | None = None,
     ) -> Tensor:
-        """The activated embedding (B, W)."""
+        """The activated embedding (B, W); `more` (B, W) is added to it."""
         config = self.config
         shape = dict(cosine_first=config.flip_sin_to_cos, shift=config.freq_shift)
         time = self.time_embedding(
             sinusoidal(timestep.reshape(-1), config.block_out_channels[0], **shape).to(sample.dtype), timestep_cond
         )
+        time = time if more is None else time + more
         kind = config.addition_embed_type
         if kind == "text_time":
             time = time + self._added(text_embeds, time_ids, shape, sample)
