@@ -73,6 +73,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "qwenimage": qwenimage.checkpoint,
     "qwenimage-edit": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPipeline"),
     "qwenimage-edit-plus": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPlusPipeline", zero_cond_t=True),
+    "kandinsky3": tiny.kandinsky3,
     "kandinsky22": tiny.kandinsky,
     "kandinsky22-9": lambda folder: tiny.kandinsky(folder, in_channels=9),
     "kandinsky22-decoder": lambda folder: tiny.kandinsky(folder, parts="decoder"),

@@ -79,6 +79,7 @@ MADE: dict[str, Made] = {
     "lumina2": Made("lumina2"),
     "kandinsky": Made("kandinsky"),
     "kandinsky22": Made("kandinsky22"),
+    "kandinsky3": Made("kandinsky3"),
     "kolors": Made("kolors"),
 }
 """By the key of a row; rows with PAG are made as those without it."""
@@ -111,6 +112,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "z-image": SMALL,
     "kandinsky": STAGES,
     "kandinsky22": STAGES,
+    "kandinsky3": dict(height=64, width=64, guidance_scale=1.0),
     "lumina": dict(max_sequence_length=16, clean_caption=False),
     "lumina2": dict(max_sequence_length=24, system_prompt="sun"),
     "sana": SMALL | dict(use_resolution_binning=False, complex_human_instruction=None),
@@ -120,6 +122,7 @@ UNDRAWN: dict[str, dict[str, Any]] = {
     "hunyuan": dict(scheduler="DDIM"),
     "hunyuan-pag": dict(scheduler="DDIM"),
     "lcm": dict(num_inference_steps=1),
+    "kandinsky3": dict(scheduler="DDIM"),
 }
 """What keeps a row's steps from drawing noise of their own."""
 OTHERWISE_DRAWN = ("flux-control",)

@@ -119,6 +119,14 @@ QWEN_EMBEDS = dict(
 )
 CROP = dict(padding_mask_crop=4, output_type="pil", image=tiny.photo(120, 90), mask_image=tiny.mask(120, 90))
 
+WIDE3 = dict(height=64, width=96)
+K3_EMBEDS = dict(
+    prompt=None,
+    prompt_embeds=(1, 9, 24),
+    attention_mask=(torch.arange(9)[None] < 7).long(),
+    negative_prompt_embeds=(1, 9, 24),
+    negative_attention_mask=(torch.arange(9)[None] < 3).long(),
+)
 KREA2 = dict(height=32, width=32, max_sequence_length=30)
 KREA2_EMBEDS = dict(
     prompt=None,
@@ -312,6 +320,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("kandinsky", "text2image", STAGES | dict(negative_prompt="sun", num_images_per_prompt=2, height=20)),
     ("kandinsky", "text2image", STAGES | dict(prompt=["a red", "cat on the sun " * 3], output_type="pt")),
     ("kandinsky", "image2image", STAGES | GENTLE),
+    ("kandinsky3", "text2image", dict(height=70, width=64, negative_prompt="sun", num_images_per_prompt=2)),
+    ("kandinsky3", "text2image", WIDE3 | dict(prompt=["red", "a cat, a sun"], negative_prompt=["sea", "red cat on"])),
+    ("kandinsky3", "text2image", WIDE3 | K3_EMBEDS | dict(output_type="latent", latents=(1, 4, 8, 16))),
+    ("kandinsky3", "text2image", WIDE3 | dict(guidance_scale=1.0, output_type="pt")),
+    ("kandinsky3", "image2image", dict(strength=0.8, image=tiny.photo(64, 96), num_images_per_prompt=2)),
+    ("kandinsky3", "image2image", K3_EMBEDS | dict(strength=0.6, output_type="pt")),
     ("kandinsky-9", "inpaint", STAGES | dict(width=96, negative_prompt="sea", guidance_scale=7.0)),
     ("xl", "text2image", {}),
     ("xl", "text2image", dict(prompt_2="sun", negative_prompt="cat", negative_prompt_2="sun", clip_skip=1)),
@@ -389,6 +403,7 @@ def test_same_picture_as_the_peer(pair: Any, name: str, task: str, changes: dict
         ("krea2", KREA2),
         ("lcm", {}),
         ("kolors", {}),
+        ("kandinsky3", WIDE3),
         ("lumina", LUMINA),
         ("lumina2", LUMINA2),
     ],

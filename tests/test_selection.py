@@ -45,6 +45,7 @@ OURS = {
     "pixart-sigma-pag": BOTH,
     "auraflow": BOTH,
     "ideogram4": BOTH,
+    "kandinsky3": INPAINT,
     "krea2": BOTH,
     "nucleusmoe-image": BOTH,
     "lumina": BOTH,

@@ -751,6 +751,32 @@ def kandinsky(folder: Path, version: str = "22", parts: str = "both", **changes:
     return folder
 
 
+KANDINSKY3 = dict(
+    time_embedding_dim=16,
+    groups=4,
+    attention_head_dim=8,
+    layers_per_block=2,
+    block_out_channels=(16, 24, 32, 40),
+    cross_attention_dim=12,
+    encoder_hid_dim=24,
+)
+
+
+def kandinsky3(folder: Path, **changes: Any) -> Path:
+    """Kandinsky 3 in miniature; `changes` are keys of the U-Net's config."""
+    import diffusers
+
+    pipe = diffusers.Kandinsky3Pipeline(
+        unet=redraw(diffusers.Kandinsky3UNet(**KANDINSKY3 | changes), 6),
+        scheduler=diffusers.DDPMScheduler(clip_sample_range=2.0),
+        movq=redraw(diffusers.VQModel(**MOVQ), 45),
+        text_encoder=t5_encoder(4),
+        tokenizer=t5_tokenizer(128),
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def multilingual() -> dict[str, Any]:
     """Kandinsky 2.1's text encoder and tokenizer in miniature."""
     from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP

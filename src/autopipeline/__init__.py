@@ -56,6 +56,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.sana": ("SanaTransformer2DModel",),
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
     "autopipeline.models.ovis": ("OvisImageTransformer2DModel",),
+    "autopipeline.models.kandinsky3": ("Kandinsky3UNet",),
     "autopipeline.models.krea2": ("Krea2Transformer2DModel",),
     "autopipeline.models.nucleus_moe": ("NucleusMoEImageTransformer2DModel",),
     "autopipeline.models.prx": ("PRXTransformer2DModel",),

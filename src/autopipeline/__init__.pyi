@@ -39,6 +39,7 @@ from autopipeline.models.gemma2 import GemmaModel as GemmaModel
 from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
 from autopipeline.models.ideogram4 import Ideogram4PromptEnhancerHead as Ideogram4PromptEnhancerHead
 from autopipeline.models.ideogram4 import Ideogram4Transformer2DModel as Ideogram4Transformer2DModel
+from autopipeline.models.kandinsky3 import Kandinsky3UNet as Kandinsky3UNet
 from autopipeline.models.krea2 import Krea2Transformer2DModel as Krea2Transformer2DModel
 from autopipeline.models.lumina import LuminaNextDiT2DModel as LuminaNextDiT2DModel
 from autopipeline.models.lumina2 import Lumina2Transformer2DModel as Lumina2Transformer2DModel
@@ -1226,6 +1227,97 @@ class Ideogram4Pipeline(DiffusionPipeline):
         strength: Any = None,
         mask_image: Any = None,
         padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Kandinsky3Img2ImgPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        strength: Any = 0.3,
+        num_inference_steps: Any = 25,
+        guidance_scale: Any = 3.0,
+        negative_prompt: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        attention_mask: Any = None,
+        negative_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback: Any = None,
+        callback_steps: Any = 1,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        mask_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        latents: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Kandinsky3InpaintPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        mask_image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        strength: Any = 0.8,
+        num_inference_steps: Any = 25,
+        guidance_scale: Any = 3.0,
+        negative_prompt: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        attention_mask: Any = None,
+        negative_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        latents: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class Kandinsky3Pipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        num_inference_steps: Any = 25,
+        guidance_scale: Any = 3.0,
+        negative_prompt: Any = None,
+        num_images_per_prompt: Any = 1,
+        height: Any = 1024,
+        width: Any = 1024,
+        generator: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        attention_mask: Any = None,
+        negative_attention_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        latents: Any = None,
+        callback: Any = None,
+        callback_steps: Any = 1,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        image: Any = None,
+        strength: Any = None,
+        mask_image: Any = None,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,

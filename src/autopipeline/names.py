@@ -86,7 +86,7 @@ ROWS = (
     _row("hunyuan-pag", "HunyuanDiT", "t", "PAG", "hunyuan", ours="ip"),
     _combined("kandinsky", "Kandinsky", "tip"),
     _combined("kandinsky22", "KandinskyV22", "tip"),
-    _row("kandinsky3", "Kandinsky3", "ti"),
+    _row("kandinsky3", "Kandinsky3", "ti", ours="p"),
     _row("stable-diffusion-controlnet", "StableDiffusion", "tip", "ControlNet", _SD),
     _row("stable-diffusion-xl-controlnet", "StableDiffusionXL", "tip", "ControlNet", _XL),
     _row("stable-diffusion-xl-controlnet-union", "StableDiffusionXL", "tip", "ControlNetUnion", _XL),

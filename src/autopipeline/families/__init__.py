@@ -47,6 +47,7 @@ BUILT = {
     "lumina": "autopipeline.families.lumina",
     "lumina2": "autopipeline.families.lumina2",
     "kolors": "autopipeline.families.kolors",
+    "kandinsky3": "autopipeline.families.kandinsky3",
 }
 """Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 

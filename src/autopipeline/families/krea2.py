@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from autopipeline import images, prompts
 from autopipeline.families.flux import places
+from autopipeline.families.once import once
 from autopipeline.families.qwenimage import AFTER, BEFORE, INSTRUCTION
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
@@ -147,7 +148,10 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
 
 def _predict(network: Any, times: int) -> Predict:
     """The transformer as a prediction."""
-    fuse = once(lambda states, mask: network.fuse(states.to(network.dtype), mask))
+
+    @once
+    def fuse(states: Tensor, mask: Tensor) -> Tensor:
+        return network.fuse(states.to(network.dtype), mask)
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         text = fuse(cond["encoder_hidden_states"], cond["mask"])
@@ -155,18 +159,6 @@ def _predict(network: Any, times: int) -> Predict:
         return Pred(network(x.to(network.dtype), time, text, cond["rotary"], cond["mask"]).to(x.dtype))
 
     return predict
-
-
-def once(make: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], Any]:
-    """What is made of two tensors, for as long as the same ones are given: the text is the same at every step."""
-    kept: list[tuple[Tensor, Tensor, Any]] = []
-
-    def remembered(first: Tensor, second: Tensor) -> Any:
-        if not kept or kept[0][0] is not first or kept[0][1] is not second:
-            kept[:] = [(first, second, make(first, second))]
-        return kept[0][2]
-
-    return remembered
 
 
 def _space(components: Components, run: Run) -> Packed:

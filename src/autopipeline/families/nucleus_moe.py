@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autopipeline import images, prompts
 from autopipeline.families import flux, qwenimage
-from autopipeline.families.krea2 import once
+from autopipeline.families.once import once
 from autopipeline.families.qwenimage import Texts
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import Guidance, NormPreserving, Unguided
@@ -139,7 +139,10 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
 
 def _predict(network: Any, times: int) -> Predict:
     """The transformer, turned to noise, as a prediction."""
-    hear = once(lambda states, table: network.hear(states.to(network.device, network.dtype), table[0]))
+
+    @once
+    def hear(states: Tensor, table: Tensor) -> Any:
+        return network.hear(states.to(network.device, network.dtype), table[0])
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         heard = hear(cond["encoder_hidden_states"], cond["rotary"])

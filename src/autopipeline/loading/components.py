@@ -54,6 +54,7 @@ HOMES = {
     "OvisImageTransformer2DModel": "autopipeline.models.ovis",
     "Ideogram4PromptEnhancerHead": "autopipeline.models.ideogram4",
     "Ideogram4Transformer2DModel": "autopipeline.models.ideogram4",
+    "Kandinsky3UNet": "autopipeline.models.kandinsky3",
     "Krea2Transformer2DModel": "autopipeline.models.krea2",
     "NucleusMoEImageTransformer2DModel": "autopipeline.models.nucleus_moe",
     "PRXTransformer2DModel": "autopipeline.models.prx",
