@@ -253,7 +253,7 @@ GEMMA = dict(
 )
 
 
-def t5gemma(seed: int) -> Any:
+def t5gemma(seed: int, **changes: Any) -> Any:
     """The encoder of T5Gemma, found under its own name, where the peer looks for it."""
     import transformers
     from diffusers.pipelines.prx import T5GemmaEncoder as Peer  # reads the part of the configuration that it needs
@@ -261,7 +261,7 @@ def t5gemma(seed: int) -> Any:
 
     if not hasattr(transformers, "T5GemmaEncoder"):
         transformers.T5GemmaEncoder = Peer
-    config = T5GemmaConfig(encoder=T5GemmaModuleConfig(**GEMMA), is_encoder_decoder=False)
+    config = T5GemmaConfig(encoder=T5GemmaModuleConfig(**GEMMA | changes), is_encoder_decoder=False)
     encoder = tiny.redraw(T5GemmaEncoder(config.encoder), seed)
     encoder.config = config  # what is saved, and looked for when loading
     return encoder
@@ -287,7 +287,7 @@ def prx(folder: Any, **changes: Any) -> Any:
     pipe = diffusers.PRXPipeline(
         transformer=tiny.redraw(diffusers.PRXTransformer2DModel(**PRX | changes), 1),
         vae=tiny.redraw(diffusers.AutoencoderKL(**tiny.XL_VAE | dict(shift_factor=0.1)), 2),
-        text_encoder=t5gemma(3),
+        text_encoder=t5gemma(3, sliding_window=64),  # where padding sees nothing at all, nobody knows what comes out
         tokenizer=tiny.gemma_tokenizer(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         **own,

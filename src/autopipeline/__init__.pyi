@@ -46,6 +46,7 @@ from autopipeline.models.lumina2 import Lumina2Transformer2DModel as Lumina2Tran
 from autopipeline.models.multilingual_clip import MultilingualCLIP as MultilingualCLIP
 from autopipeline.models.nucleus_moe import NucleusMoEImageTransformer2DModel as NucleusMoEImageTransformer2DModel
 from autopipeline.models.ovis import OvisImageTransformer2DModel as OvisImageTransformer2DModel
+from autopipeline.models.paella_vq import PaellaVQModel as PaellaVQModel
 from autopipeline.models.pixart import PixArtTransformer2DModel as PixArtTransformer2DModel
 from autopipeline.models.prior_transformer import PriorTransformer as PriorTransformer
 from autopipeline.models.prx import PRXTransformer2DModel as PRXTransformer2DModel
@@ -56,11 +57,14 @@ from autopipeline.models.sana import SanaTransformer2DModel as SanaTransformer2D
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
 from autopipeline.models.sd3 import SD3MultiControlNetModel as SD3MultiControlNetModel
 from autopipeline.models.sd3 import SD3Transformer2DModel as SD3Transformer2DModel
+from autopipeline.models.stable_cascade import StableCascadeUNet as StableCascadeUNet
 from autopipeline.models.t5 import T5EncoderModel as T5EncoderModel
 from autopipeline.models.t5 import UMT5EncoderModel as UMT5EncoderModel
 from autopipeline.models.t5gemma import T5GemmaEncoder as T5GemmaEncoder
 from autopipeline.models.unet import UNet2DConditionModel as UNet2DConditionModel
 from autopipeline.models.vq_model import VQModel as VQModel
+from autopipeline.models.wuerstchen import WuerstchenDiffNeXt as WuerstchenDiffNeXt
+from autopipeline.models.wuerstchen import WuerstchenPrior as WuerstchenPrior
 from autopipeline.models.z_image import ZImageTransformer2DModel as ZImageTransformer2DModel
 from autopipeline.models.z_image_controlnet import ZImageControlNetModel as ZImageControlNetModel
 from autopipeline.pipeline import DiffusionPipeline as DiffusionPipeline
@@ -3610,6 +3614,91 @@ class SanaPipeline(DiffusionPipeline):
         scheduler: Any = None,
     ) -> Any: ...
 
+class StableCascadeCombinedPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        images: Any = None,
+        height: Any = 512,
+        width: Any = 512,
+        prior_num_inference_steps: Any = 60,
+        prior_guidance_scale: Any = 4.0,
+        num_inference_steps: Any = 12,
+        decoder_guidance_scale: Any = 0.0,
+        negative_prompt: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_pooled: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_pooled: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        prior_callback_on_step_end: Any = None,
+        prior_callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class StableCascadeDecoderPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image_embeddings: Any = None,
+        prompt: Any = None,
+        num_inference_steps: Any = 10,
+        guidance_scale: Any = 0.0,
+        negative_prompt: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_pooled: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_pooled: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class StableCascadePriorPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        images: Any = None,
+        height: Any = 1024,
+        width: Any = 1024,
+        num_inference_steps: Any = 20,
+        timesteps: Any = None,
+        guidance_scale: Any = 4.0,
+        negative_prompt: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_pooled: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_pooled: Any = None,
+        image_embeds: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pt',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
 class StableDiffusion3ControlNetImg2ImgPipeline(DiffusionPipeline):
     def __call__(
         self,
@@ -5310,6 +5399,91 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         mask_image: Any = None,
         masked_image_latents: Any = None,
         padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class WuerstchenCombinedPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        height: Any = 512,
+        width: Any = 512,
+        prior_num_inference_steps: Any = 60,
+        prior_timesteps: Any = None,
+        prior_guidance_scale: Any = 4.0,
+        num_inference_steps: Any = 12,
+        decoder_timesteps: Any = None,
+        decoder_guidance_scale: Any = 0.0,
+        negative_prompt: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        prior_callback_on_step_end: Any = None,
+        prior_callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        prior_callback: Any = None,
+        prior_callback_steps: Any = 1,
+        callback: Any = None,
+        callback_steps: Any = 1,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class WuerstchenDecoderPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image_embeddings: Any = None,
+        prompt: Any = None,
+        num_inference_steps: Any = 12,
+        timesteps: Any = None,
+        guidance_scale: Any = 0.0,
+        negative_prompt: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback: Any = None,
+        callback_steps: Any = 1,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class WuerstchenPriorPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        height: Any = 1024,
+        width: Any = 1024,
+        num_inference_steps: Any = 60,
+        timesteps: Any = None,
+        guidance_scale: Any = 8.0,
+        negative_prompt: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        output_type: Any = 'pt',
+        return_dict: Any = True,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        callback: Any = None,
+        callback_steps: Any = 1,
+        *,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,

@@ -41,6 +41,9 @@ PACKAGES = {
     "MultilingualCLIP": "kandinsky",
     "ChatGLMModel": "kolors",
     "ChatGLMTokenizer": "kolors",
+    "PaellaVQModel": "wuerstchen",
+    "WuerstchenDiffNeXt": "wuerstchen",
+    "WuerstchenPrior": "wuerstchen",
 }
 """Classes that model_index.json names with a package of pipelines, in place of a library."""
 

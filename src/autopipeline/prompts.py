@@ -15,10 +15,11 @@ TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2
 
 def count(args: Mapping[str, Any]) -> int:
     """How many prompts, or embeddings of pictures in their place, a call has."""
-    if "image_embeds" in args and "prompt" not in args:
-        if not isinstance(args["image_embeds"], Tensor):
-            raise TypeError("image_embeds are needed, as a torch.Tensor or a list of them; a prior makes them.")
-        return len(args["image_embeds"])
+    for name in ("image_embeds", "image_embeddings"):
+        if name in args and (name == "image_embeddings" or "prompt" not in args):
+            if not isinstance(args[name], Tensor):
+                raise TypeError(f"{name} are needed, as a torch.Tensor or a list of them; a prior makes them.")
+            return len(args[name])
     prompt, embeds = args.get("prompt"), args.get("prompt_embeds")
     if prompt is None and embeds is None:
         raise ValueError("A prompt is needed: pass prompt= (or prompt_embeds=).")

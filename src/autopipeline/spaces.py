@@ -243,14 +243,15 @@ class Packed(NamedTuple):
 
 
 class VectorSpace(NamedTuple):
-    """Embeddings, one a picture: (B, D). There is no way from pictures to them or back."""
+    """Embeddings, one a picture: (B, D), or (B, D, h, w). There is no way from pictures to them or back."""
 
     channels: int  # D
     times: int = 1  # rows a picture: such as one of the prompt, and then one of the negative prompt
+    sides: tuple[int, ...] = ()  # h and w, of embeddings that have places
 
     def shape(self, run: Run, height: int, width: int) -> tuple[int, ...]:
-        """(B * times, D)."""
-        return run.batch * self.times, self.channels
+        """(B * times, D, *sides)."""
+        return run.batch * self.times, self.channels, *self.sides
 
     def noise(self, random: Random, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Drawn as it is."""

@@ -48,6 +48,12 @@ BUILT = {
     "lumina2": "autopipeline.families.lumina2",
     "kolors": "autopipeline.families.kolors",
     "kandinsky3": "autopipeline.families.kandinsky3",
+    "wuerstchen": "autopipeline.families.wuerstchen",
+    "wuerstchen-decoder": "autopipeline.families.wuerstchen:DECODER",
+    "wuerstchen-prior": "autopipeline.families.wuerstchen:PRIOR",
+    "cascade": "autopipeline.families.stable_cascade",
+    "cascade-decoder": "autopipeline.families.stable_cascade:DECODER",
+    "cascade-prior": "autopipeline.families.stable_cascade:PRIOR",
 }
 """Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 

@@ -44,13 +44,13 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
+    def forward(self, x: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D); each token sees those before it, or where the mask (B, 1, L, L) is true."""
         q, k, v = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(attend(q, k, v, causal=causal).transpose(1, 2).flatten(2))
+        return self.out_proj(attend(q, k, v, mask, causal=causal and mask is None).transpose(1, 2).flatten(2))
 
 
 class Perceptron(nn.Module):
@@ -79,9 +79,9 @@ class Layer(nn.Module):
         self.mlp = Perceptron(width, inner, activation)
         self.layer_norm2 = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D)."""
-        x = x + self.self_attn(self.layer_norm1(x), causal)
+        x = x + self.self_attn(self.layer_norm1(x), causal, mask)
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -117,11 +117,14 @@ class TextTransformer(nn.Module):
         self.encoder = Layers(config.num_hidden_layers, *shape)
         self.final_layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Embeddings and the output of every layer."""
-        states = [self.embeddings(ids)]
+        states, seen = [self.embeddings(ids)], None
+        if mask is not None:
+            seen = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
+            seen = seen & mask[:, None, None].bool()
         for layer in self.encoder.layers:
-            states.append(layer(states[-1], True))
+            states.append(layer(states[-1], True, seen))
         return tuple(states)
 
 
@@ -150,9 +153,9 @@ class CLIPTextModel(Network):
     ) -> None:
         self.text_model = TextTransformer(self.config)
 
-    def forward(self, ids: Tensor) -> TextOutput:
-        """Encode token ids (B, L)."""
-        states = self.text_model(ids)
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> TextOutput:
+        """Encode token ids (B, L); nobody sees tokens whose mask (B, L) is 0, which most families do without."""
+        states = self.text_model(ids, mask)
         last = self.norm(states[-1])
         return TextOutput(states, last, self._project(last[torch.arange(len(ids), device=ids.device), self._end(ids)]))
 
