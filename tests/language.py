@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import tiny
@@ -28,8 +30,6 @@ CHAT = (
 
 @cache
 def _learned() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    import json
-
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE())
@@ -218,8 +218,6 @@ NUCLEUS = dict(
 
 def nucleus_moe(folder: Any) -> Any:
     """NucleusMoE-Image in miniature, 8 pixels a token; with a tokenizer, as its processor needs torchvision."""
-    import json
-
     import diffusers
 
     import qwenimage
@@ -253,7 +251,7 @@ GEMMA = dict(
 )
 
 
-def t5gemma(seed: int, **changes: Any) -> Any:
+def t5gemma(seed: int) -> Any:
     """The encoder of T5Gemma, found under its own name, where the peer looks for it."""
     import transformers
     from diffusers.pipelines.prx import T5GemmaEncoder as Peer  # reads the part of the configuration that it needs
@@ -261,7 +259,7 @@ def t5gemma(seed: int, **changes: Any) -> Any:
 
     if not hasattr(transformers, "T5GemmaEncoder"):
         transformers.T5GemmaEncoder = Peer
-    config = T5GemmaConfig(encoder=T5GemmaModuleConfig(**GEMMA | changes), is_encoder_decoder=False)
+    config = T5GemmaConfig(encoder=T5GemmaModuleConfig(**GEMMA), is_encoder_decoder=False)
     encoder = tiny.redraw(T5GemmaEncoder(config.encoder), seed)
     encoder.config = config  # what is saved, and looked for when loading
     return encoder
@@ -287,12 +285,13 @@ def prx(folder: Any, **changes: Any) -> Any:
     pipe = diffusers.PRXPipeline(
         transformer=tiny.redraw(diffusers.PRXTransformer2DModel(**PRX | changes), 1),
         vae=tiny.redraw(diffusers.AutoencoderKL(**tiny.XL_VAE | dict(shift_factor=0.1)), 2),
-        text_encoder=t5gemma(3, sliding_window=64),  # where padding sees nothing at all, nobody knows what comes out
+        text_encoder=t5gemma(3),
         tokenizer=tiny.gemma_tokenizer(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         **own,
     )
-    pipe.tokenizer.padding_side = "right"
     pipe.tokenizer.model_max_length = 40
     pipe.save_pretrained(folder)
+    file = Path(folder, "tokenizer", "tokenizer_config.json")
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"padding_side": "right"}), "utf-8")
     return folder
