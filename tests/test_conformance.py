@@ -80,6 +80,8 @@ MADE: dict[str, Made] = {
     "kandinsky": Made("kandinsky"),
     "kandinsky22": Made("kandinsky22"),
     "kandinsky3": Made("kandinsky3"),
+    "wuerstchen": Made("wuerstchen"),
+    "cascade": Made("cascade"),
     "kolors": Made("kolors"),
 }
 """By the key of a row; rows with PAG are made as those without it."""
@@ -112,6 +114,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "z-image": SMALL,
     "kandinsky": STAGES,
     "kandinsky22": STAGES,
+    "wuerstchen": STAGES | dict(height=128, width=128),
+    "cascade": STAGES | dict(height=128, width=128),
     "kandinsky3": dict(height=64, width=64, guidance_scale=1.0),
     "lumina": dict(max_sequence_length=16, clean_caption=False),
     "lumina2": dict(max_sequence_length=24, system_prompt="sun"),
@@ -152,6 +156,7 @@ def test_every_built_row_is_tried() -> None:
 pytestmark = [
     pytest.mark.usefixtures("small_edits"),
     pytest.mark.filterwarnings("ignore:.*has no effect on inpainting:UserWarning"),  # a size that follows the picture
+    pytest.mark.filterwarnings("ignore:.*is no multiple of 128 pixels:UserWarning"),  # the nearest is made
 ]
 
 
@@ -201,6 +206,8 @@ def arguments(pipe: Any, task: str, **changes: Any) -> dict[str, Any]:
 def scale_of(pipe: Any) -> str:
     """The number that says how strong guidance is."""
     params = next(iter(pipe.family.tasks.values())).params
+    if "guidance_scale" not in params:
+        return "decoder_guidance_scale"
     return "true_cfg_scale" if params.get("true_cfg_scale") and not params["guidance_scale"] else "guidance_scale"
 
 

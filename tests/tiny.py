@@ -810,3 +810,124 @@ def inputs(task: str) -> dict[str, Any]:
     return {"text2image": {}, "image2image": dict(image=photo()), "inpaint": dict(image=photo(), mask_image=mask())}[
         task
     ]
+
+
+def _paella(seed: int, scale: float) -> Any:
+    """Paella's autoencoder, whose pictures stay within 0..1."""
+    from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+
+    made = redraw(PaellaVQModel(bottleneck_blocks=1, embed_dim=16, num_vq_embeddings=24, scale_factor=scale), seed)
+    with torch.no_grad():
+        made.out_block[0].weight.mul_(0.25)
+        made.out_block[0].bias.add_(0.5)
+    return made
+
+
+def _known_to_the_peer() -> None:
+    """Published checkpoints name models of `pipelines.wuerstchen`: moved by the peer, but still looked for there."""
+    from diffusers import pipelines
+    from diffusers.pipelines.deprecated import wuerstchen
+
+    pipelines.wuerstchen = wuerstchen
+
+
+WUERSTCHEN = dict(
+    c_r=8,
+    c_cond=24,
+    clip_embd=24,
+    c_hidden=[16, 32],
+    nhead=[-1, 4],
+    blocks=[1, 2],
+    level_config=["CT", "CTA"],
+    inject_effnet=[False, True],
+)
+
+
+def wuerstchen(folder: Path, parts: str = "both") -> Path:
+    """Wuerstchen in miniature: "both" stages, the "decoder" or the "prior" alone."""
+    import diffusers
+    from diffusers.pipelines.deprecated.wuerstchen import WuerstchenDiffNeXt, WuerstchenPrior
+
+    _known_to_the_peer()
+    prior: dict[str, Any] = dict(
+        tokenizer=_tokenizer(folder),
+        text_encoder=text_encoder(43),
+        prior=redraw(WuerstchenPrior(c_in=16, c=32, c_cond=24, c_r=8, depth=1, nhead=4), 41),
+        scheduler=diffusers.DDPMWuerstchenScheduler(),
+    )
+    with torch.no_grad():
+        prior["prior"].out[1].weight.mul_(0.2)
+    decoder: dict[str, Any] = dict(
+        tokenizer=_tokenizer(folder),
+        text_encoder=text_encoder(3),
+        decoder=redraw(WuerstchenDiffNeXt(**WUERSTCHEN), 1),
+        scheduler=diffusers.DDPMWuerstchenScheduler(),
+        vqgan=_paella(2, 0.5),
+    )
+    with torch.no_grad():  # what the noise is divided by is kept away from zero
+        decoder["decoder"].clf[1].weight.mul_(0.3)
+        decoder["decoder"].clf[1].bias[16:] += 3
+    return _two_stages("Wuerstchen", folder, parts, prior, decoder)
+
+
+def _two_stages(stem: str, folder: Path, parts: str, prior: dict[str, Any], decoder: dict[str, Any]) -> Path:
+    import diffusers
+
+    classes = {"prior": "Prior", "decoder": "Decoder", "both": "Combined"}
+    own = {
+        "prior": prior,
+        "decoder": decoder,
+        "both": decoder | {f"prior_{name}": part for name, part in prior.items()},
+    }
+    getattr(diffusers, f"{stem}{classes[parts]}Pipeline")(**own[parts]).save_pretrained(folder)
+    return folder
+
+
+CASCADE = dict(timestep_ratio_embedding_dim=8, clip_text_pooled_in_channels=24, clip_seq=4, conditioning_dim=24)
+CASCADE_KINDS = ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock")
+CASCADE_PRIOR = CASCADE | dict(
+    block_out_channels=(24, 32),
+    num_attention_heads=(4, 4),
+    down_num_layers_per_block=(1, 2),
+    up_num_layers_per_block=(2, 1),
+    block_types_per_layer=(CASCADE_KINDS,) * 2,
+    clip_text_in_channels=24,
+    clip_image_in_channels=24,
+    switch_level=(False,),
+)
+CASCADE_DECODER = CASCADE | dict(
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(16, 32),
+    num_attention_heads=(-1, 4),
+    down_num_layers_per_block=(1, 1),
+    up_num_layers_per_block=(1, 1),
+    up_blocks_repeat_mappers=(2, 2),
+    block_types_per_layer=(CASCADE_KINDS[:2], CASCADE_KINDS),
+    effnet_in_channels=16,
+    patch_size=2,
+)
+
+
+def cascade(folder: Path, parts: str = "both") -> Path:
+    """Stable Cascade in miniature: "both" stages, the "decoder" or the "prior" alone."""
+    import diffusers
+
+    _known_to_the_peer()
+    seen = kandinsky_prior(folder)
+    prior = dict(
+        prior=redraw(diffusers.StableCascadeUNet(**CASCADE_PRIOR), 41),
+        tokenizer=_tokenizer(folder),
+        text_encoder=text_encoder(43, projection=True),
+        scheduler=diffusers.DDPMWuerstchenScheduler(),
+        image_encoder=seen["image_encoder"],
+        feature_extractor=seen["image_processor"],
+    )
+    decoder = dict(
+        decoder=redraw(diffusers.StableCascadeUNet(**CASCADE_DECODER), 1),
+        tokenizer=_tokenizer(folder),
+        text_encoder=text_encoder(3, projection=True),
+        scheduler=diffusers.DDPMWuerstchenScheduler(),
+        vqgan=_paella(2, 0.008),
+    )
+    return _two_stages("StableCascade", folder, parts, prior, decoder)

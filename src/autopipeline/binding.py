@@ -23,6 +23,7 @@ EMBEDS = [
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     *("prompt_attention_mask", "negative_prompt_attention_mask", "latents"),
     *("prompt_embeds_mask", "negative_prompt_embeds_mask", "image_embeds", "negative_image_embeds"),
+    *("image_embeddings", "prompt_embeds_pooled", "negative_prompt_embeds_pooled"),
     *("prompt_embeds_2", "negative_prompt_embeds_2"),
     *("prompt_attention_mask_2", "negative_prompt_attention_mask_2"),
 ]
@@ -34,6 +35,7 @@ NUMBERS = [  # and other single values
     "guidance_scale",
     "prior_num_inference_steps",
     "prior_guidance_scale",
+    "decoder_guidance_scale",
     "guidance_rescale",
     "true_cfg_scale",
     "cfg_normalization",
@@ -60,6 +62,8 @@ NUMBERS = [  # and other single values
 SEQUENCES = [
     "skip_guidance_layers",
     "timesteps",
+    "prior_timesteps",
+    "decoder_timesteps",
     "sigmas",
     "guidance_schedule",
     "original_size",

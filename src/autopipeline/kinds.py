@@ -47,6 +47,7 @@ NUMBERS: dict[str, Number] = {
     "original_inference_steps": _SIZE,
     "guidance_scale": Number(),
     "prior_guidance_scale": Number(),
+    "decoder_guidance_scale": Number(),
     "guidance_rescale": Number(0, 1),
     "true_cfg_scale": Number(),
     "max_sequence_length": Number(1, whole=True),

@@ -209,7 +209,7 @@ def check_pictures(components: Components, args: Mapping[str, Any], prefix: str)
 def decoder_stages(components: Components, run: Run) -> tuple[Stage, ...]:
     """One stage: the decoder in the latents of Paella's autoencoder."""
     decoder, scheduler = components["decoder"], components["scheduler"]
-    sides = wuerstchen.fine(run)
+    sides = wuerstchen.fine(components, run)
 
     def condition(run: Run, x: Tensor) -> Cond:
         count = run.batch // run["num_images_per_prompt"]

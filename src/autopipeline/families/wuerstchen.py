@@ -5,6 +5,7 @@ What Stable Cascade shares is here, too: the spaces, the texts, how one stage fo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import ceil
@@ -215,12 +216,12 @@ def prior_check(components: Components, args: Mapping[str, Any]) -> None:
 # --- the decoder -------------------------------------------------------------------------------------------------
 
 
-def fine(run: Run) -> tuple[int, int]:
-    """Height and width of a decoder's latents: so many for each place of an embedding."""
+def fine(components: Components, run: Run) -> tuple[int, int]:
+    """Height and width of a decoder's latents: so many for each place of an embedding, in whole patches."""
     given = run.get("image_embeddings")
-    sides = coarse(run) if given is None else tuple(given.shape[-2:])
-    scale = run.settings.get("latent_dim_scale", FINE)
-    return int(sides[0] * scale), int(sides[1] * scale)
+    height, width = coarse(run) if given is None else given.shape[-2:]
+    scale, patch = run.settings.get("latent_dim_scale", FINE), components["decoder"].config.patch_size
+    return int(height * scale) // patch * patch, int(width * scale) // patch * patch
 
 
 def picture_rows(run: Run) -> Tensor:
@@ -232,7 +233,7 @@ def picture_rows(run: Run) -> Tensor:
 def decoder_stages(components: Components, run: Run) -> tuple[Stage, ...]:
     """One stage: the decoder in the latents of Paella's autoencoder."""
     decoder, scheduler = components["decoder"], components["scheduler"]
-    sides = fine(run)
+    sides = fine(components, run)
 
     def condition(run: Run, x: Tensor) -> Cond:
         count = run.batch // run["num_images_per_prompt"]
@@ -350,6 +351,7 @@ def _old(components: Components, args: dict[str, Any]) -> dict[str, Any]:
 def check(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse what can't work, before anything is computed."""
     prompts.check(args)
+    _warn_of_sizes(components, args)
     callback, names = (args.get(name) for name in PRIOR_CALLBACK)
     if callback is not None and not callable(callback):
         raise TypeError(f"prior_callback_on_step_end has to be a function, not {type(callback).__name__}.")
@@ -357,6 +359,16 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     if unknown:
         able = ", ".join(PRIOR_TENSORS)
         raise ValueError(f"prior_callback_on_step_end_tensor_inputs may name {able}, not {unknown[0]!r}.")
+
+
+def _warn_of_sizes(components: Components, args: Mapping[str, Any]) -> None:
+    """Embeddings have whole places and latents whole patches, so that not every size can be made."""
+    patch, levels = components["decoder"].config.patch_size, components["vqgan"].config
+    pixels = levels.up_down_scale_factor * 2 ** (levels.levels - 1)  # for each of the latents
+    for side in ("height", "width"):
+        near = int(ceil(args[side] / COARSE) * FINE) // patch * patch * pixels
+        if near != args[side]:
+            warnings.warn(f"{side}={args[side]} is no multiple of 128 pixels; {near} are made.", stacklevel=2)
 
 
 PRIOR = Family(

@@ -20,7 +20,8 @@ PLAIN = {
     "act_fn": ("silu", "swish", "gelu"),
     "addition_embed_type": (None, "text_time", "text", "image", "text_image"),
     "center_input_sample": (False,),
-    "class_embed_type": (None,),
+    "class_embed_type": (None, "timestep"),
+    "class_embeddings_concat": (False,),
     "conv_in_kernel": (3,),
     "conv_out_kernel": (3,),
     "cross_attention_norm": (None, "group_norm", "layer_norm"),
@@ -199,6 +200,7 @@ class Encoder(Network):
 
     time_embedding: TimestepEmbedding
     add_embedding: TimestepEmbedding | TextVector | ImageVector
+    class_embedding: TimestepEmbedding
 
     def embed(
         self,
@@ -209,6 +211,7 @@ class Encoder(Network):
         time_ids: Tensor | None,
         image_embeds: Tensor | None = None,
         text: Tensor | None = None,
+        class_labels: Tensor | None = None,
         more: Tensor | None = None,
     ) -> Tensor:
         """The activated embedding (B, W); `more` (B, W) is added to it."""
@@ -217,6 +220,8 @@ class Encoder(Network):
         time = self.time_embedding(
             sinusoidal(timestep.reshape(-1), config.block_out_channels[0], **shape).to(sample.dtype), timestep_cond
         )
+        if config.get("class_embed_type") == "timestep":
+            time = time + self._level(class_labels, shape, sample)
         time = time if more is None else time + more
         kind = config.addition_embed_type
         if kind == "text_time":
@@ -228,6 +233,13 @@ class Encoder(Network):
         if config.get("time_embedding_act_fn") is not None:
             time = ACTIVATIONS[config.time_embedding_act_fn]()(time)
         return time if config.get("resnet_skip_time_act") else ACTIVATIONS[config.get("act_fn", "silu")]()(time)
+
+    def _level(self, level: Tensor | None, shape: dict[str, Any], sample: Tensor) -> Tensor:
+        """How much noise there is in a picture beside x, as another time."""
+        if level is None:
+            raise ValueError("This unet needs class_labels: the level of noise of a picture beside x.")
+        waves = sinusoidal(level.reshape(-1), self.config.block_out_channels[0], **shape)
+        return self.class_embedding(waves.to(sample.dtype))
 
     def _added(self, text: Tensor | None, ids: Tensor | None, shape: dict[str, Any], sample: Tensor) -> Tensor:
         if text is None or ids is None:
@@ -323,6 +335,8 @@ class UNet2DConditionModel(Encoder):
         )
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], levels.time, act_fn, condition=time_cond_proj_dim)
+        if class_embed_type == "timestep":
+            self.class_embedding = TimestepEmbedding(widths[0], levels.time, act_fn)
         self._conditions(levels.time, levels.context[0])
         self.down_blocks = levels.downs(down_block_types, downsample_padding)
         alone = (
@@ -398,6 +412,7 @@ class UNet2DConditionModel(Encoder):
         text_embeds: Tensor | None = None,
         time_ids: Tensor | None = None,
         image_embeds: Tensor | None = None,
+        class_labels: Tensor | None = None,
         down_block_additional_residuals: Sequence[Tensor] = (),
         mid_block_additional_residual: Tensor | None = None,
         perturbed: Tensor | None = None,
@@ -405,12 +420,13 @@ class UNet2DConditionModel(Encoder):
         """The prediction for `sample` (B, C, H, W) at `timestep` (B,) with a text (B, T, D).
 
         `timestep_cond` (B, W) embeds a guidance scale; `text_embeds` (B, P) and `time_ids` (B, 5 or 6) are the pooled
-        text and the sizes of Stable Diffusion XL; `image_embeds` (B, I) is what Kandinsky makes a picture of; the
+        text and the sizes of Stable Diffusion XL; `image_embeds` (B, I) is what Kandinsky makes a picture of;
+        `class_labels` (B,) is the level of noise, as a time, of a picture beside x; the
         residuals come from a ControlNet; `perturbed` (B, K) is true for those of the K self-attentions that are to
         leave every place as it is.
         """
         text = encoder_hidden_states
-        time = self.embed(sample, timestep, timestep_cond, text_embeds, time_ids, image_embeds, text)
+        time = self.embed(sample, timestep, timestep_cond, text_embeds, time_ids, image_embeds, text, class_labels)
         seen = Seen(self._seen(text, image_embeds), None if perturbed is None else perturbed.bool())
         x = self.conv_in(sample)
         kept = [x]
