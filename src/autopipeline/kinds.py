@@ -91,6 +91,8 @@ def check(args: Mapping[str, Any], prompts: int, optional: Collection[str] = (),
         if args.get(name) is not None and not isinstance(args[name], Tensor):
             raise _wrong(name, args[name], "a torch.Tensor")
     for name, usual in RANKS.items():
+        if name == "image_embeds" and "images" in args:
+            continue  # pictures beside the prompts, not one for each
         for full in (name, f"negative_{name}"):
             if args.get(full) is not None:
                 _check_embeds(full, args[full], rank if name == "prompt_embeds" else usual, prompts)

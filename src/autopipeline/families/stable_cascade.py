@@ -195,9 +195,12 @@ def check_texts(args: Mapping[str, Any]) -> None:
 
 def check_pictures(components: Components, args: Mapping[str, Any], prefix: str) -> None:
     """Pictures as prompts need what sees them."""
+    embeds = args.get("image_embeds")
+    if embeds is not None and (not isinstance(embeds, Tensor) or embeds.ndim != 3 or len(embeds) != 1):
+        raise ValueError("image_embeds have to be a torch.Tensor of the shape (1, pictures, width).")
     if args["images"] is None:
         return
-    if args.get("image_embeds") is not None:
+    if embeds is not None:
         raise ValueError("Pass either images or image_embeds, not both.")
     lacking = [
         f"{prefix}{name}" for name in ("image_encoder", "feature_extractor") if components[f"{prefix}{name}"] is None
