@@ -77,6 +77,7 @@ MADE: dict[str, Made] = {
     "z-image-controlnet-inpaint": Made("z-image", "z-image"),
     "lumina": Made("lumina"),
     "lumina2": Made("lumina2"),
+    "if": Made("if"),
     "kandinsky": Made("kandinsky"),
     "kandinsky22": Made("kandinsky22"),
     "kandinsky3": Made("kandinsky3"),
@@ -112,6 +113,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "cogview3": SMALL,
     "cogview4": SMALL,
     "z-image": SMALL,
+    "if": dict(height=32, width=32, clean_caption=False),
     "kandinsky": STAGES,
     "kandinsky22": STAGES,
     "wuerstchen": STAGES | dict(height=128, width=128),
@@ -127,6 +129,7 @@ UNDRAWN: dict[str, dict[str, Any]] = {
     "hunyuan-pag": dict(scheduler="DDIM"),
     "lcm": dict(num_inference_steps=1),
     "kandinsky3": dict(scheduler="DDIM"),
+    "if": dict(scheduler="DDIM"),
 }
 """What keeps a row's steps from drawing noise of their own."""
 OTHERWISE_DRAWN = ("flux-control",)

@@ -117,6 +117,8 @@ QWEN_EMBEDS = dict(
     negative_prompt_embeds=(1, 6, 24),
     prompt_embeds_mask=torch.arange(9)[None] < 7,
 )
+IF = dict(clean_caption=False)
+IF_EMBEDS = dict(prompt=None, prompt_embeds=(1, 9, 24), negative_prompt_embeds=(1, 9, 24))
 CROP = dict(padding_mask_crop=4, output_type="pil", image=tiny.photo(120, 90), mask_image=tiny.mask(120, 90))
 
 WIDE3 = dict(height=64, width=96)
@@ -320,6 +322,22 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("kandinsky", "text2image", STAGES | dict(negative_prompt="sun", num_images_per_prompt=2, height=20)),
     ("kandinsky", "text2image", STAGES | dict(prompt=["a red", "cat on the sun " * 3], output_type="pt")),
     ("kandinsky", "image2image", STAGES | GENTLE),
+    ("if", "text2image", IF | dict(negative_prompt="sun", num_images_per_prompt=2, height=38, width=48)),
+    ("if", "text2image", IF | dict(prompt=["A red", " cat on the sun " * 20], guidance_scale=1.0, output_type="pt")),
+    ("if", "text2image", IF_EMBEDS | dict(timesteps=[900, 500, 200, 3])),
+    (
+        "if",
+        "text2image",
+        dict(prompt="A red <person> CAT &amp; http://sun.com 123456", negative_prompt="Sun #22 (sea)"),
+    ),
+    ("if", "image2image", IF | dict(image=tiny.photo(90, 50), num_images_per_prompt=2)),
+    ("if", "image2image", IF | dict(image=torch.rand(1, 3, 36, 24), strength=0.3, output_type="pt")),
+    ("if", "inpaint", IF | dict(image=tiny.photo(50, 90), mask_image=tiny.mask(50, 90), negative_prompt="sea")),
+    (
+        "if",
+        "inpaint",
+        IF | dict(image=tiny.photo(32, 32), mask_image=torch.rand(1, 1, 32, 32), strength=0.6, output_type="pt"),
+    ),
     ("kandinsky3", "text2image", dict(height=70, width=64, negative_prompt="sun", num_images_per_prompt=2)),
     ("kandinsky3", "text2image", WIDE3 | dict(prompt=["red", "a cat, a sun"], negative_prompt=["sea", "red cat on"])),
     ("kandinsky3", "text2image", WIDE3 | K3_EMBEDS | dict(output_type="latent", latents=(1, 4, 8, 16))),

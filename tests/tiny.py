@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 UNET = dict(
     sample_size=8,
@@ -774,6 +775,87 @@ def kandinsky3(folder: Path, **changes: Any) -> Path:
         tokenizer=t5_tokenizer(128),
     )
     pipe.save_pretrained(folder)
+    return folder
+
+
+IF_UNET = dict(
+    sample_size=32,
+    in_channels=3,
+    out_channels=6,
+    block_out_channels=(16, 24),
+    down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+    mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    layers_per_block=1,
+    cross_attention_dim=32,
+    encoder_hid_dim=24,
+    attention_head_dim=8,
+    addition_embed_type="text",
+    addition_embed_type_num_heads=2,
+    cross_attention_norm="group_norm",
+    resnet_time_scale_shift="scale_shift",
+    mid_block_scale_factor=1.4,
+    act_fn="gelu",
+    norm_num_groups=4,
+)
+IF_UPSCALER = IF_UNET | dict(
+    sample_size=64,
+    in_channels=6,
+    class_embed_type="timestep",
+    addition_embed_type=None,
+    only_cross_attention=True,
+    mid_block_only_cross_attention=True,
+    resnet_skip_time_act=True,
+    resnet_out_scale_factor=0.7,
+    mid_block_scale_factor=0.7,
+    time_embedding_act_fn="gelu",
+    time_embedding_dim=40,
+)
+
+
+def if_safety_checker() -> Any:
+    """DeepFloyd's safety checker in miniature."""
+    from diffusers.pipelines.deepfloyd_if import IFSafetyChecker
+    from transformers import CLIPConfig
+
+    sizes = dict(hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, projection_dim=24)
+    config = CLIPConfig(text_config=sizes, vision_config=sizes | dict(image_size=8, patch_size=4), projection_dim=24)
+    return redraw(IFSafetyChecker(config), 8)
+
+
+def if_looks(folder: Path) -> None:
+    """Add it, and a watermark; by hand, as transformers 5 neither saves nor loads this class of the peer's."""
+    from diffusers.pipelines.deepfloyd_if import IFWatermarker
+    from transformers import CLIPImageProcessor
+
+    checker, watermarker = if_safety_checker(), IFWatermarker()
+    watermarker.watermark_image.copy_(torch.arange(62 * 62 * 4).view(62, 62, 4) % 256)
+    checker.config.save_pretrained(folder / "safety_checker")
+    save_file(checker.state_dict(), folder / "safety_checker" / "model.safetensors")
+    watermarker.save_pretrained(folder / "watermarker")
+    CLIPImageProcessor(size=8, crop_size=8).save_pretrained(folder / "feature_extractor")
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    index |= dict(safety_checker=["deepfloyd_if", "IFSafetyChecker"], watermarker=["deepfloyd_if", "IFWatermarker"])
+    index |= dict(feature_extractor=["transformers", "CLIPImageProcessor"])
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+
+
+def deepfloyd(folder: Path, upscaler: bool = False, looks: bool = False, **changes: Any) -> Path:
+    """A stage of DeepFloyd IF in miniature; `changes` are keys of the U-Net's config."""
+    import diffusers
+
+    drawn = diffusers.DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", thresholding=True, variance_type="learned_range", sample_max_value=1.5
+    )
+    parts = dict(tokenizer=t5_tokenizer(77), text_encoder=t5_encoder(4), scheduler=drawn)
+    parts |= dict(unet=redraw(diffusers.UNet2DConditionModel(**(IF_UPSCALER if upscaler else IF_UNET) | changes), 7))
+    parts |= dict(safety_checker=None, feature_extractor=None, watermarker=None)
+    if upscaler:
+        parts |= dict(image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
+    cls = diffusers.IFSuperResolutionPipeline if upscaler else diffusers.IFPipeline
+    cls(**parts, requires_safety_checker=looks).save_pretrained(folder)
+    if looks:
+        if_looks(folder)
     return folder
 
 

@@ -18,7 +18,7 @@ OURS: dict[str, Any] = {"seed": None, "cancel": None, "scheduler": None}
 """Parameters that every pipeline has beyond those of its family."""
 
 INPUTS = {"image2image": "image", "inpaint": "mask_image"}
-BATCHED = ("image", "mask_image", "masked_image_latents", "control_mask", *prompts.TEXTS)
+BATCHED = ("image", "original_image", "mask_image", "masked_image_latents", "control_mask", *prompts.TEXTS)
 EMBEDS = [
     *("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"),
     *("prompt_attention_mask", "negative_prompt_attention_mask", "latents"),
@@ -57,6 +57,7 @@ NUMBERS = [  # and other single values
     "padding_mask_crop",
     "pag_scale",
     "pag_adaptive_scale",
+    "noise_level",
     "scheduler",
 ]
 SEQUENCES = [

@@ -38,6 +38,7 @@ def pixels(
     crop: Box | None = None,
     fill: bool = False,
     cubic: bool = False,
+    floats_signed: bool = False,
 ) -> Tensor:
     """Pictures as float32 (B, C, H, W), in -1..1 where `signed`, else 0..1.
 
@@ -54,16 +55,14 @@ def pixels(
         crop: the part to take, in pixels of the picture: left, top, right, bottom (PIL pictures only).
         fill: keep the proportions and fill the border with the edge's colours (PIL pictures only).
         cubic: resize by cubic curves over an average, in place of Lanczos' (PIL pictures only).
+        floats_signed: floats are in -1..1, also where no value is negative.
 
     Raises:
         TypeError: for anything that is no picture.
         ValueError: for pictures without pixels, of different sizes, with values out of range, NaN or infinity.
         FileNotFoundError: for a path that leads nowhere.
     """
-    many = list(image) if isinstance(image, list | tuple) else [image]
-    if not many:
-        raise ValueError("The list of pictures is empty.")
-    many = [read(one) if isinstance(one, str | os.PathLike) else one for one in many]
+    many = opened(image)
     first = many[0]
     if isinstance(first, Picture):
         x = _from_pil(many, height, width, multiple, grey, crop, fill, cubic)
@@ -75,9 +74,18 @@ def pixels(
         x = functional.interpolate(x, size=size)
     else:
         raise TypeError(f"A picture has to be a PIL picture, an array, a tensor or a path, not {type(first).__name__}.")
-    if signed and x.min() >= 0:
+    known = floats_signed and not isinstance(first, Picture) and not _whole(first)
+    if signed and not known and x.min() >= 0:
         x = 2 * x - 1
     return (x >= 0.5).float() if binary else x
+
+
+def opened(image: Any) -> list[Any]:
+    """A picture or a list of them as a list that is not empty, paths as PIL pictures."""
+    many = list(image) if isinstance(image, list | tuple) else [image]
+    if not many:
+        raise ValueError("The list of pictures is empty.")
+    return [read(one) if isinstance(one, str | os.PathLike) else one for one in many]
 
 
 def read(path: str | os.PathLike[str]) -> Picture:
@@ -109,7 +117,7 @@ def _from_pil(
 ) -> Tensor:
     if not all(isinstance(one, Picture) for one in many):
         raise TypeError("A list of pictures has to be all of one kind.")
-    cropped = [_plain(one, grey).crop(crop) if crop else _plain(one, grey) for one in many]
+    cropped = [plain(one, grey).crop(crop) if crop else plain(one, grey) for one in many]
     size = _down(width or cropped[0].width, multiple), _down(height or cropped[0].height, multiple)
     how: dict[str, Any] = dict(resample=CUBIC, reducing_gap=1) if cubic else dict(resample=LANCZOS)
     resized = [fitted(one, size) if fill else one.resize(size, **how) for one in cropped]
@@ -118,7 +126,7 @@ def _from_pil(
     return torch.from_numpy(array.reshape(len(many), size[1], size[0], -1).transpose(0, 3, 1, 2).copy())
 
 
-def _plain(picture: Picture, grey: bool) -> Picture:
+def plain(picture: Picture, grey: bool) -> Picture:
     """A picture in a mode that can be resized: transparency lies on white, wide integers are scaled to bytes."""
     if picture.mode == "F":
         raise ValueError("A PIL picture of floats (mode F) has no known range; pass it as an array in 0..1.")
@@ -280,14 +288,9 @@ def _cropped(picture: Picture, size: tuple[int, int]) -> Picture:
     return canvas
 
 
-def to_output(x: Tensor, kind: str, denormalise: Sequence[bool] | None = None) -> Any:
-    """Pictures (B, C, H, W) in -1..1 as "pil" (a list), "np" (B, H, W, C) or "pt" (B, C, H, W), both in 0..1.
-
-    `denormalise`: for each picture, False where it is in 0..1 already.
-    """
+def to_output(x: Tensor, kind: str) -> Any:
+    """Pictures (B, C, H, W) in -1..1 as "pil" (a list), "np" (B, H, W, C) or "pt" (B, C, H, W), both in 0..1."""
     unit = (x * 0.5 + 0.5).clamp(0, 1)
-    if denormalise is not None:
-        unit = torch.stack([unit[k] if flag else x[k] for k, flag in enumerate(denormalise)])
     if kind == "pt":
         return unit
     array = unit.cpu().permute(0, 2, 3, 1).float().numpy()
@@ -377,7 +380,7 @@ class CLIPImageProcessor:
 
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
         """(B, 3, H, W): the shorter side resized, the middle cut out, normalised."""
-        return torch.stack([self._one(_plain(picture, False).convert("RGB")) for picture in pictures])
+        return torch.stack([self._one(plain(picture, False).convert("RGB")) for picture in pictures])
 
     def _one(self, picture: Picture) -> Tensor:
         config = self.config

@@ -38,6 +38,8 @@ PEER_VERSION = "0.42.1"
 
 PACKAGES = {
     "StableDiffusionSafetyChecker": "stable_diffusion",
+    "IFSafetyChecker": "deepfloyd_if",
+    "IFWatermarker": "deepfloyd_if",
     "MultilingualCLIP": "kandinsky",
     "ChatGLMModel": "kolors",
     "ChatGLMTokenizer": "kolors",
@@ -57,9 +59,17 @@ class Output:
 
     images: Any
     nsfw_content_detected: list[bool] | None = None
+    watermark_detected: list[bool] | None = None  # a mark of others, which DeepFloyd's checker looks for too
+
+    @property
+    def nsfw_detected(self) -> list[bool] | None:
+        """The same as `nsfw_content_detected`."""
+        return self.nsfw_content_detected
 
     def __getitem__(self, key: int | str) -> Any:
-        return getattr(self, key) if isinstance(key, str) else (self.images, self.nsfw_content_detected)[key]
+        if isinstance(key, str):
+            return getattr(self, key)
+        return (self.images, self.nsfw_content_detected, self.watermark_detected)[key]
 
 
 class Named(dict[str, Any]):
@@ -348,20 +358,20 @@ class DiffusionPipeline:
         if not isinstance(done, Finished):
             return Named(done)
         if done.raw and kind == "pt":
-            return Output(done.pictures, done.flagged)
-        shown = images.to_output(done.pictures, kind, None if done.flagged is None else [not f for f in done.flagged])
+            return Output(done.pictures, done.flagged, done.marked)
+        shown = images.to_output(done.pictures, kind)
         if run.get("padding_mask_crop") is not None and self.family.tasks[task].pasted:
             box = crop_box(run)
             shown = [images.overlay(picture, run["image"], run["mask_image"], box) for picture in shown]
-        return Output(shown, done.flagged)
+        return Output(shown, done.flagged, done.marked)
 
     def _returned(self, output: Output | Named, as_object: bool) -> Output | Named | tuple[Any, ...]:
         if as_object:
             return output
         if isinstance(output, Named):
             return tuple(output.values())
-        checked = "safety_checker" in self.family.slots
-        return (output.images, output.nsfw_content_detected) if checked else (output.images,)
+        seen = [name in self.family.slots for name in ("safety_checker", "watermarker")]
+        return (output.images, output.nsfw_content_detected, output.watermark_detected)[: 1 + sum(seen)]
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Options of the progress bar, as tqdm takes them; `disable=True` turns it off."""
@@ -506,7 +516,7 @@ def _tensor_names(args: Mapping[str, Any]) -> list[str]:
 
 def _preview(space: Any, x0: Tensor) -> list[Image.Image]:
     with torch.no_grad():
-        return images.to_output(space.preview(x0), "pil", None)
+        return images.to_output(space.preview(x0), "pil")
 
 
 def _joined(outputs: list[Output | Named]) -> Output | Named:
@@ -516,14 +526,15 @@ def _joined(outputs: list[Output | Named]) -> Output | Named:
     if isinstance(first, Named):
         return Named({name: _cat([output[name] for output in outputs]) for name in first})
     shown = [output.images for output in pictures]
-    flags = [flag for output in pictures for flag in output.nsfw_content_detected or []]
+    flags = [flag for output in pictures for flag in output.nsfw_content_detected or []] or None
+    marks = [mark for output in pictures for mark in output.watermark_detected or []] or None
     if all(isinstance(each, Tensor) for each in shown):
         same = len({each.shape[1:] for each in shown}) == 1
-        return Output(torch.cat(shown) if same else shown, flags or None)
+        return Output(torch.cat(shown) if same else shown, flags, marks)
     if all(hasattr(each, "dtype") for each in shown):
         same = len({each.shape[1:] for each in shown}) == 1
-        return Output(np.concatenate(shown) if same else shown, flags or None)
-    return Output([picture for each in shown for picture in each], flags or None)
+        return Output(np.concatenate(shown) if same else shown, flags, marks)
+    return Output([picture for each in shown for picture in each], flags, marks)
 
 
 def _cat(parts: list[Any]) -> Any:

@@ -67,12 +67,13 @@ def possible(configs: Mapping[str, Mapping[str, Any]], task: str) -> str | None:
     """None if the networks can do the task, else the reason in a sentence.
 
     A network made for inpainting takes the mask and the masked picture beside x: 2 c + 1 channels in place of c.
-    Transformers may take their latents in patches of 2 x 2, and another picture beside them.
+    Transformers may take their latents in patches of 2 x 2, and another picture beside them. Without an autoencoder,
+    3 channels are pixels, and 6 those of two pictures.
     """
     denoiser = configs.get("unet") or configs.get("transformer") or {}
     autoencoder = configs.get("vae") or configs.get("movq") or {}
     channels, latent = denoiser.get("in_channels"), autoencoder.get("latent_channels", autoencoder.get("z_dim", 4))
-    if channels is None or channels == latent:
+    if channels is None or channels == latent or (channels in (3, 6) and not autoencoder):
         return None
     if not isinstance(channels, int) or not isinstance(latent, int):
         return f"Its configs give {channels!r} and {latent!r} as numbers of channels."

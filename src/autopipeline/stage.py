@@ -241,3 +241,4 @@ class Finished(NamedTuple):
     pictures: Tensor  # (B, 3, H, W)
     flagged: list[bool] | None = None
     raw: bool = False  # as tensors ("pt") they are given as they are, not in 0..1
+    marked: list[bool] | None = None  # whether a checker found the mark of others

@@ -16,6 +16,8 @@ BUILT = {
     "stable-diffusion": "autopipeline.families.stable_diffusion",
     "stable-diffusion-xl": "autopipeline.families.stable_diffusion_xl",
     "stable-diffusion-3": "autopipeline.families.stable_diffusion_3",
+    "if": "autopipeline.families.deepfloyd_if",
+    "if-superresolution": "autopipeline.families.deepfloyd_if:SUPERRESOLUTION",
     "lcm": "autopipeline.families.lcm",
     "flux": "autopipeline.families.flux",
     "flux2": "autopipeline.families.flux2",

@@ -251,11 +251,11 @@ def finish(components: Components, run: Run, x: Tensor) -> Finished:
     checker = components.get("safety_checker")
     if checker is None:
         return Finished(pictures)
-    shown = images.to_output(pictures, "pil", None)
+    shown = images.to_output(pictures, "pil")
     pixels = components["feature_extractor"](shown).to(device=checker.device, dtype=checker.dtype)
     flagged: list[bool] = checker(pixels).tolist()
-    keep = torch.tensor([not flag for flag in flagged], device=pictures.device).view(-1, 1, 1, 1)
-    return Finished(pictures * keep, flagged)
+    hidden = torch.tensor(flagged, device=pictures.device).view(-1, 1, 1, 1)
+    return Finished(torch.where(hidden, -torch.ones_like(pictures), pictures), flagged)
 
 
 def adopt(components: dict[str, Any]) -> dict[str, Any]:

@@ -267,7 +267,9 @@ def unet_predict(unet: Any, scheduler: Scheduler) -> Predict:
     asked = str(scheduler.config.get("variance_type")).startswith("learned")
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
-        seen = {name: rows.to(device=unet.device, dtype=unet.dtype) for name, rows in cond.items()}
+        seen = {
+            name: rows.to(unet.device, unet.dtype if rows.is_floating_point() else None) for name, rows in cond.items()
+        }
         beside = seen.pop("concat", None)
         inner = x.to(unet.dtype)
         out = unet(inner if beside is None else torch.cat([inner, beside], 1), t, **seen).to(x.dtype)

@@ -77,6 +77,8 @@ HOMES = {
     "ZImageControlNetModel": "autopipeline.models.z_image_controlnet",
     "UMT5EncoderModel": "autopipeline.models.t5",
     "StableDiffusionSafetyChecker": "autopipeline.models.safety_checker",
+    "IFSafetyChecker": "autopipeline.models.safety_checker",
+    "IFWatermarker": "autopipeline.models.watermark",
     "CLIPTokenizer": "autopipeline.text",
     "BertTokenizer": "autopipeline.text",
     "ChatGLMTokenizer": "autopipeline.text",

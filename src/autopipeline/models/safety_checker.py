@@ -1,4 +1,4 @@
-"""Stable Diffusion's safety checker: a picture close to one of its concepts is flagged."""
+"""Safety checkers: Stable Diffusion's flags a picture close to one of its concepts; DeepFloyd's is a classifier."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.clip import VISION_DEFAULTS, VisionTransformer
+from autopipeline.models.clip import VISION_DEFAULTS, CLIPVisionModelWithProjection, VisionTransformer
 from autopipeline.models.network import Network
 
 
@@ -18,6 +18,29 @@ class Vision(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.vision_model = VisionTransformer(config)
+
+
+class IFSafetyChecker(Network):
+    """DeepFloyd's: two lines through CLIP's embeddings, one for what must not be seen, one for marks of others."""
+
+    library = "transformers"
+
+    def __init__(self, vision_config: dict[str, Any] | None = None) -> None:
+        config: dict[str, Any] = vision_config or {}
+        self.vision_model = CLIPVisionModelWithProjection(**config)
+        width = int(self.vision_model.config.projection_dim)
+        self.p_head, self.w_head = nn.Linear(width, 1), nn.Linear(width, 1)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), prepared for CLIP, to (B, 2) of bool: is it flagged, is it marked."""
+        embeds = self.vision_model(pixels)
+        return torch.cat([self.p_head(embeds), self.w_head(embeds)], 1) > 0.5
+
+    @classmethod
+    def renamed(cls, key: str) -> str | None:
+        """A table of positions in older files is of no use."""
+        return None if key.endswith("position_ids") else key
 
 
 class StableDiffusionSafetyChecker(Network):
