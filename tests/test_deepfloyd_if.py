@@ -273,3 +273,10 @@ def test_pictures_keep_their_proportions(checkpoint: Any) -> None:
     for size, expected in [((90, 60), (32, 48)), ((60, 90), (48, 32)), ((31, 31), (32, 32)), ((70, 50), (32, 48))]:
         made = pipe(**CALL, image=Image.new("RGB", size)).images
         assert made.shape[1:3] == expected
+
+
+def test_where_the_peer_fails(checkpoint: Any) -> None:
+    pipe = ap.IFPipeline.from_pretrained(checkpoint("if"))
+    assert pipe(**CALL, height=37, width=33).images.shape == (1, 37, 33, 3)
+    both = pipe(**CALL | dict(prompt=["a", "b"], negative_prompt="sea"), image=tiny.photo(32, 32)).images
+    assert both.shape == (2, 32, 32, 3)
