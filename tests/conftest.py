@@ -73,6 +73,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "qwenimage": qwenimage.checkpoint,
     "qwenimage-edit": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPipeline"),
     "qwenimage-edit-plus": lambda folder: qwenimage.checkpoint(folder, "QwenImageEditPlusPipeline", zero_cond_t=True),
+    "glm": language.glm_image,
     "if": tiny.deepfloyd,
     "if-looks": lambda folder: tiny.deepfloyd(folder, looks=True),
     "if-upscaler": lambda folder: tiny.deepfloyd(folder, upscaler=True),

@@ -295,3 +295,97 @@ def prx(folder: Any, **changes: Any) -> Any:
     file = Path(folder, "tokenizer", "tokenizer_config.json")
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"padding_side": "right"}), "utf-8")
     return folder
+
+
+GLM_MARKS = dict(image_token="<|image|>", grid_bos_token="<sop>", grid_eos_token="<eop>")
+GLM_CHAT = (
+    "[gMASK]{% for message in messages %}<|user|>{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|img|><|image|><|eoi|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+GLM_CODES = 64
+GLM_IMAGE = dict(
+    in_channels=4,
+    out_channels=4,
+    num_layers=2,
+    attention_head_dim=8,
+    num_attention_heads=3,
+    text_embed_dim=24,
+    time_embed_dim=16,
+    condition_dim=8,
+    prior_vq_quantizer_codebook_size=GLM_CODES,
+)
+
+
+def glm_tokenizer() -> Any:
+    """GLM-Image's tokenizer: tokens of pictures first, then words and letters."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    codes = [f"<|{k}|>" for k in range(GLM_CODES)] + ["<|img|>", "<|eoi|>"]
+    letters = [chr(k) for k in range(32, 127)]
+    words = [*codes, "<pad>", "<unk>", "[gMASK]", "<|user|>", *GLM_MARKS.values(), *letters]
+    core = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, "<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<|img|>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+        extra_special_tokens=dict(GLM_MARKS),
+    )
+    tokenizer.add_special_tokens(dict(additional_special_tokens=["[gMASK]", "<|user|>", "<|eoi|>"]))
+    tokenizer.chat_template = GLM_CHAT
+    return tokenizer
+
+
+def glm_speaker(seed: int, tokenizer: Any) -> Any:
+    """GLM-Image's language model."""
+    from transformers import GlmImageConfig, GlmImageForConditionalGeneration
+
+    text = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1)
+    text |= dict(vocab_size=len(tokenizer), vision_vocab_size=GLM_CODES + 1, pad_token_id=tokenizer.pad_token_id)
+    text |= dict(
+        eos_token_id=GLM_CODES + 1, rope_parameters=dict(rope_type="default", mrope_section=[2, 1, 1], rope_theta=1e4)
+    )
+    config = GlmImageConfig(
+        text_config=text,
+        vision_config=dict(depth=2, hidden_size=16, intermediate_size=24, num_heads=2, patch_size=16, image_size=64),
+        vq_config=dict(embed_dim=8, num_embeddings=GLM_CODES, latent_channels=16),
+        image_start_token_id=GLM_CODES,
+        image_end_token_id=GLM_CODES + 1,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image|>"),
+    )
+    model = tiny.redraw(GlmImageForConditionalGeneration(config), seed)
+    drawn = dict(do_sample=True, temperature=0.9, top_p=0.75, top_k=40, eos_token_id=GLM_CODES + 1)
+    model.generation_config.update(**drawn, pad_token_id=tokenizer.pad_token_id)
+    return model
+
+
+def glm_image(folder: Any) -> Any:
+    """GLM-Image in miniature, 16 pixels a patch and 32 a token."""
+    import diffusers
+    from transformers import ByT5Tokenizer
+    from transformers.models.glm_image.image_processing_pil_glm_image import GlmImageImageProcessorPil
+
+    tokenizer = glm_tokenizer()
+    stretched = dict(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 1.1, 0.9], scaling_factor=0.3)
+    stretched |= dict(block_out_channels=[8] * 4, norm_num_groups=4)
+    stretched |= dict(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
+    pipe = diffusers.GlmImagePipeline(
+        tokenizer=ByT5Tokenizer(),
+        processor=None,
+        text_encoder=tiny.t5_encoder(4, vocab_size=384),
+        vision_language_encoder=glm_speaker(5, tokenizer),
+        transformer=tiny.redraw(diffusers.GlmImageTransformer2DModel(**GLM_IMAGE), 1),
+        vae=tiny.redraw(diffusers.AutoencoderKL(**tiny.FLUX_VAE | stretched), 2),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75),
+    )
+    pipe.save_pretrained(folder)
+    tokenizer.save_pretrained(folder / "processor")
+    GlmImageImageProcessorPil(patch_size=16, merge_size=1, temporal_patch_size=1).save_pretrained(folder / "processor")
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    index["processor"] = ["transformers", "GlmImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+    return folder

@@ -57,6 +57,7 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.clip": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPVisionModelWithProjection"),
     "autopipeline.models.ovis": ("OvisImageTransformer2DModel",),
     "autopipeline.models.kandinsky3": ("Kandinsky3UNet",),
+    "autopipeline.models.glm_image": ("GlmImageTransformer2DModel",),
     "autopipeline.models.krea2": ("Krea2Transformer2DModel",),
     "autopipeline.models.paella_vq": ("PaellaVQModel",),
     "autopipeline.models.stable_cascade": ("StableCascadeUNet",),

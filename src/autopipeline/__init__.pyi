@@ -36,6 +36,7 @@ from autopipeline.models.flux_controlnet import FluxControlNetModel as FluxContr
 from autopipeline.models.flux_controlnet import FluxMultiControlNetModel as FluxMultiControlNetModel
 from autopipeline.models.gemma2 import Gemma2Model as Gemma2Model
 from autopipeline.models.gemma2 import GemmaModel as GemmaModel
+from autopipeline.models.glm_image import GlmImageTransformer2DModel as GlmImageTransformer2DModel
 from autopipeline.models.hunyuan import HunyuanDiT2DModel as HunyuanDiT2DModel
 from autopipeline.models.ideogram4 import Ideogram4PromptEnhancerHead as Ideogram4PromptEnhancerHead
 from autopipeline.models.ideogram4 import Ideogram4Transformer2DModel as Ideogram4Transformer2DModel
@@ -893,6 +894,38 @@ class FluxPipeline(DiffusionPipeline):
         mask_image: Any = None,
         masked_image_latents: Any = None,
         padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class GlmImagePipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        guidance_scale: Any = 1.5,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        prior_token_ids: Any = None,
+        prior_token_image_ids: Any = None,
+        source_image_grid_thw: Any = None,
+        crops_coords_top_left: Any = (0, 0),
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 2048,
+        *,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,

@@ -32,6 +32,7 @@ BUILT = {
     "prx": "autopipeline.families.prx",
     "krea2": "autopipeline.families.krea2",
     "nucleusmoe-image": "autopipeline.families.nucleus_moe",
+    "glm_image": "autopipeline.families.glm_image",
     "hunyuan": "autopipeline.families.hunyuan",
     "kandinsky": "autopipeline.families.kandinsky",
     "kandinsky-decoder": "autopipeline.families.kandinsky:DECODER",

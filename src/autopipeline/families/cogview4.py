@@ -90,16 +90,20 @@ def _texts(components: Components, run: Run, name: str) -> list[Tensor]:
     return [encode(components, group, length) for group in groups]
 
 
-def _schedule(components: Components, run: Run) -> Grid:
-    """Whole steps of training for the network, and shares of noise, shifted for the size of the picture, for x."""
+def schedule(components: Components, run: Run, to_one: bool = True) -> Grid:
+    """Whole steps of training for the network, and shares of noise, shifted for the size of the picture, for x.
+
+    `to_one`: the last step begins at the first one of training, not a step before it.
+    """
     scheduler, network = components["scheduler"], components["transformer"]
     require_flow(scheduler)
     lacking = {"timesteps", "sigmas"} - set(scheduler.takes)
     if lacking:
-        raise ValueError(f"{type(scheduler).__name__} takes no own {min(lacking)}, which CogView4 walks by.")
+        raise ValueError(f"{type(scheduler).__name__} takes no own {min(lacking)}, which this network walks by.")
     total, own, sigmas = scheduler.config.num_train_timesteps, run["timesteps"], run["sigmas"]
     steps = run["num_inference_steps"] if own is sigmas is None else len(sigmas if own is None else own)
-    times = np.trunc(np.linspace(total, 1.0, steps) if own is None else np.array(own, dtype=np.float64))
+    even = np.linspace(total, 1.0, steps if to_one else steps + 1)[:steps]
+    times = np.trunc(even if own is None else np.array(own, dtype=np.float64))
     levels = times / total if sigmas is None else sigmas
     mu = _shift(components, run) if scheduler.config.get("use_dynamic_shifting") else None
     grid = scheduler.grid(None, timesteps=times, sigmas=levels, mu=mu, device=network.device)
@@ -139,7 +143,7 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
             space=space,
             scheduler=components["scheduler"],
             dtype=torch.float32,
-            schedule=lambda run: _schedule(components, run),
+            schedule=lambda run: schedule(components, run),
             condition=condition,
             guide=cogview3.guide,
             predict=_predict(network),

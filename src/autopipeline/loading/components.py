@@ -87,6 +87,8 @@ HOMES = {
     "XLMRobertaTokenizer": "autopipeline.text",
     "GemmaTokenizer": "autopipeline.text",
     "CLIPImageProcessor": "autopipeline.images",
+    "GlmImageProcessor": "autopipeline.loading.processors",
+    "GlmImageTransformer2DModel": "autopipeline.models.glm_image",
     "Qwen2VLProcessor": "autopipeline.loading.processors",
     "Qwen3VLProcessor": "autopipeline.loading.processors",
 }

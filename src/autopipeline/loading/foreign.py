@@ -12,7 +12,9 @@ from autopipeline.errors import CheckpointError
 
 CLASSES = frozenset(
     {
+        "ByT5Tokenizer",
         "GlmForCausalLM",
+        "GlmImageForConditionalGeneration",
         "GlmModel",
         "Mistral3ForConditionalGeneration",
         "PixtralProcessor",
@@ -43,6 +45,16 @@ def find(component: str, class_name: str) -> type[Any]:
     except (AttributeError, ImportError) as error:
         why = f"which the installed transformers does not give: {error}"
     raise CheckpointError(f"The {component} is a {class_name}, {why}.") from None
+
+
+def module(component: str, name: str) -> Any:
+    """A module of transformers; CheckpointError where that package is missing or too old for it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise CheckpointError(
+            f"The {component} needs {name}, which the installed transformers does not give."
+        ) from error
 
 
 def is_foreign(cls: type[Any]) -> bool:

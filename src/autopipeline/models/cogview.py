@@ -1,5 +1,5 @@
-"""The transformers of CogView3-Plus (Zheng et al. 2024) and CogView4 (Z.ai 2025): text and picture in two streams that
-share their weights, and differ in what time and sizes say to them.
+"""The transformers of CogView3-Plus (Zheng et al. 2024), CogView4 (Z.ai 2025) and GLM-Image (Z.ai 2026): text and
+picture in two streams that share their weights, and differ in what time and sizes say to them.
 
 Shapes: R rows, N tokens of the picture, T tokens of text, D = heads x head width, E width of what time and sizes say.
 """
@@ -7,6 +7,7 @@ Shapes: R rows, N tokens of the picture, T tokens of text, D = heads x head widt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,12 @@ def normal(x: Tensor, eps: float = 1e-5) -> Tensor:
 class Squares(nn.Module):
     """Squares of x, and text, as tokens of one width."""
 
-    def __init__(self, channels: int, width: int, patch: int, text: int) -> None:
+    def __init__(self, channels: int, width: int, patch: int, text: int | None = None) -> None:
         super().__init__()
         self.patch = patch
         self.proj = nn.Linear(channels * patch**2, width)
-        self.text_proj = nn.Linear(text, width)
+        if text is not None:
+            self.text_proj = nn.Linear(text, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(R, C, h, w) to (R, N, D)."""
@@ -45,11 +47,11 @@ class Squares(nn.Module):
 class TimeAndSizes(nn.Module):
     """Time, and the sizes that a picture had, as one vector."""
 
-    def __init__(self, width: int, time: int, numbers: int) -> None:
+    def __init__(self, width: int, time: int, numbers: int, told: int = 6) -> None:
         super().__init__()
         self.width = width
         self.timestep_embedder = TimestepEmbedding(width, time)
-        self.condition_embedder = TimestepEmbedding(6 * numbers, time)
+        self.condition_embedder = TimestepEmbedding(told * numbers, time)
 
     def forward(self, t: Tensor, sizes: Tensor) -> Tensor:
         """(R,) and (R, E) to (R, E), activated."""
@@ -70,6 +72,23 @@ class Modulation(nn.Module):
         return self.linear(emb)[:, None].chunk(self.count, -1)
 
 
+class Memory:
+    """Keys and values of other pictures in one block, (P, heads, S, D / heads): being gathered, or recalled."""
+
+    def __init__(self) -> None:
+        self.gathering = True
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def met(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens' own, (R, heads, L, D / heads); when recalling, after those of the pictures of each row."""
+        if self.gathering:
+            self.keys.append(k)
+            self.values.append(v)
+            return k, v
+        return tuple(torch.cat([*known, own], 2) for known, own in ((self.keys, k), (self.values, v)))  # type: ignore[return-value]
+
+
 class JointAttention(nn.Module):
     """Text and picture attend to each other, queries and keys normed; places may turn those of the picture."""
 
@@ -79,7 +98,7 @@ class JointAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, rows: Tensor, table: Tensor | None) -> Tensor:
+    def forward(self, rows: Tensor, table: Tensor | None, memory: Memory | None = None) -> Tensor:
         """(R, T + N, D) to the same; `table` (R, N, D / heads / 2, 2)."""
         q, k, v = (
             project(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -89,6 +108,8 @@ class JointAttention(nn.Module):
         if table is not None:
             before = q.shape[2] - table.shape[1]
             q, k = (torch.cat([x[:, :, :before], turn_halves(x[:, :, before:], table)], 2) for x in (q, k))
+        if memory is not None:
+            k, v = memory.met(k, v)
         return self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -102,11 +123,13 @@ class Block(nn.Module):
         self.attn1 = JointAttention(width, heads, eps)
         self.ff = Perceptron(width)
 
-    def forward(self, image: Tensor, text: Tensor, emb: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, text: Tensor, emb: Tensor, table: Tensor | None, memory: Memory | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(R, N, D), (R, T, D) and (R, E) to the next tokens of the picture and of the text."""
         all_of_them, count = self.norm1(emb), text.shape[1]
         mine, its = (all_of_them[::2], all_of_them[1::2]) if self.in_turns else (all_of_them[:6], all_of_them[6:])
-        mixed = self.attn1(torch.cat([moved(text, its[:2]), moved(image, mine[:2])], 1), table)
+        mixed = self.attn1(torch.cat([moved(text, its[:2]), moved(image, mine[:2])], 1), table, memory)
         text, image = text + its[2] * mixed[:, :count], image + mine[2] * mixed[:, count:]
         fed = self.ff(torch.cat([moved(text, its[3:5]), moved(image, mine[3:5])], 1))
         return within(image + mine[5] * fed[:, count:]), within(text + its[5] * fed[:, :count])
@@ -118,7 +141,7 @@ def moved(x: Tensor, vectors: Split) -> Tensor:
     return normal(x) * (1 + scale) + shift
 
 
-class _CogView(Network):
+class CogView(Network):
     """What both have; a class without a build of its own."""
 
     patch_embed: Squares
@@ -142,14 +165,22 @@ class _CogView(Network):
     def sizes(self, numbers: Tensor) -> Tensor:
         """What six numbers (R, 6) say, (R, E): original height and width, crops from the top and left, size made."""
         waves = sinusoidal(numbers.flatten(), self.config.condition_dim, cosine_first=True, shift=0)
-        told = waves.unflatten(0, (-1, 6)).flatten(1).to(self.device, self.dtype)
+        told = waves.unflatten(0, numbers.shape).flatten(1).to(self.device, self.dtype)
         return self.time_condition_embed.condition_embedder(told)
 
-    def _walked(self, tokens: Tensor, t: Tensor, text: Tensor, sizes: Tensor, table: Tensor | None) -> Tensor:
-        """Tokens (R, N, D) through all blocks, to (R, N, p * p * C)."""
-        emb, text = self.time_condition_embed(t, sizes), self.patch_embed.text_proj(text)
-        for block in self.transformer_blocks:
-            tokens, text = block(tokens, text, emb, table)
+    def _walked(
+        self,
+        tokens: Tensor,
+        t: Tensor,
+        text: Tensor,
+        sizes: Tensor,
+        table: Tensor | None,
+        memories: Sequence[Memory] | None = None,
+    ) -> Tensor:
+        """Tokens (R, N, D), with a text (R, T, D), through all blocks, to (R, N, p * p * C)."""
+        emb = self.time_condition_embed(t, sizes)
+        for block, memory in zip(self.transformer_blocks, memories or cycle([None]), strict=False):
+            tokens, text = block(tokens, text, emb, table, memory)
         scale, shift = self.norm_out(emb)
         return self.proj_out(normal(tokens, self.eps) * (1 + scale) + shift)
 
@@ -159,7 +190,7 @@ class _CogView(Network):
         return squares.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
-class CogView3PlusTransformer2DModel(_CogView):
+class CogView3PlusTransformer2DModel(CogView):
     """The transformer of CogView3-Plus, which is told places as sines and cosines beside the tokens."""
 
     eps = 1e-6
@@ -201,11 +232,12 @@ class CogView3PlusTransformer2DModel(_CogView):
             sizes: what `sizes` gives, (R, E).
             places: what `places` gives, (R, N, D).
         """
-        made = self._walked(self.patch_embed(x) + places, t, encoder_hidden_states, sizes, None)
+        text = self.patch_embed.text_proj(encoder_hidden_states)
+        made = self._walked(self.patch_embed(x) + places, t, text, sizes, None)
         return self._picture(made, *x.shape[-2:])
 
 
-class CogView4Transformer2DModel(_CogView):
+class CogView4Transformer2DModel(CogView):
     """The transformer of CogView4, in which places turn queries and keys."""
 
     eps = 1e-5
@@ -245,5 +277,6 @@ class CogView4Transformer2DModel(_CogView):
             sizes: what `sizes` gives, (R, E).
             places: what `places` gives, (R, N, D / heads / 2, 2).
         """
-        made = self._walked(self.patch_embed(x), t, encoder_hidden_states, sizes, places)
+        text = self.patch_embed.text_proj(encoder_hidden_states)
+        made = self._walked(self.patch_embed(x), t, text, sizes, places)
         return self._picture(made, *x.shape[-2:])
