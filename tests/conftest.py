@@ -78,6 +78,9 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "if-looks": lambda folder: tiny.deepfloyd(folder, looks=True),
     "if-upscaler": lambda folder: tiny.deepfloyd(folder, upscaler=True),
     "if-upscaler-looks": lambda folder: tiny.deepfloyd(folder, upscaler=True, looks=True),
+    "qwenimage-layered": lambda folder: qwenimage.checkpoint(
+        folder, "QwenImageLayeredPipeline", use_additional_t_cond=True, use_layer3d_rope=True
+    ),
     "kandinsky3": tiny.kandinsky3,
     "wuerstchen": tiny.wuerstchen,
     "wuerstchen-decoder": lambda folder: tiny.wuerstchen(folder, "decoder"),
@@ -112,10 +115,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 @pytest.fixture(scope="session")
 def small_edits() -> Iterator[None]:
-    """Qwen-Image-Edit scales its pictures to few pixels, not to a million."""
-    from autopipeline.families import qwenimage_edit, qwenimage_edit_plus
+    """Qwen-Image-Edit and -Layered scale their pictures to few pixels, not to a million."""
+    from autopipeline.families import qwenimage_edit, qwenimage_edit_plus, qwenimage_layered
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qwenimage_edit, "AREA", 64 * 64)
         patch.setattr(qwenimage_edit_plus, "SEEN", 64 * 64)
+        patch.setattr(qwenimage_layered, "SIDES", {640: 64, 1024: 96})
         yield

@@ -60,10 +60,17 @@ def checkpoint(folder: Path, cls: str = "QwenImagePipeline", **changes: Any) -> 
     """8 pixels a token; `changes` are keys of the transformer's config."""
     import diffusers
 
-    parts: dict[str, Any] = dict(processor=None) if "Edit" in cls else {}
+    layered = "Layered" in cls
+    parts: dict[str, Any] = dict(processor=None) if "Edit" in cls or layered else {}
+    more: dict[str, Any] = {}
+    if layered:  # the peer takes pictures of as many channels as latents have for latents
+        more = dict(
+            input_channels=4, z_dim=5, latents_mean=[*VAE["latents_mean"], 0.2], latents_std=[*VAE["latents_std"], 1.1]
+        )
+        changes = dict(in_channels=20, out_channels=5) | changes
     pipe = getattr(diffusers, cls)(
         transformer=tiny.redraw(diffusers.QwenImageTransformer2DModel(**TRANSFORMER | changes), 1),
-        vae=tiny.redraw(diffusers.AutoencoderKLQwenImage(**VAE), 2),
+        vae=tiny.redraw(diffusers.AutoencoderKLQwenImage(**VAE | more), 2),
         text_encoder=text_encoder(3),
         tokenizer=language.qwen_tokenizer(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**tiny.FLUX_SHIFT, shift_terminal=0.02),

@@ -72,6 +72,7 @@ MADE: dict[str, Made] = {
     "qwenimage-controlnet": Made("qwenimage", "qwenimage"),
     "qwenimage-edit": Made("qwenimage-edit"),
     "qwenimage-edit-plus": Made("qwenimage-edit-plus"),
+    "qwenimage-layered": Made("qwenimage-layered"),
     "z-image": Made("z-image"),
     "z-image-controlnet": Made("z-image", "z-image"),
     "z-image-controlnet-inpaint": Made("z-image", "z-image"),
@@ -111,6 +112,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "qwenimage": QWEN,
     "qwenimage-edit": QWEN,
     "qwenimage-edit-plus": QWEN,
+    "qwenimage-layered": dict(true_cfg_scale=3.0, negative_prompt="sun", layers=2),
     "cogview3": SMALL,
     "cogview4": SMALL,
     "z-image": SMALL,
@@ -217,7 +219,8 @@ def scale_of(pipe: Any) -> str:
 
 
 def call(pipe: Any, task: str, **changes: Any) -> Any:
-    return pipe(**arguments(pipe, task, **changes)).images
+    made = pipe(**arguments(pipe, task, **changes)).images
+    return np.stack(made) if isinstance(made, list) and isinstance(made[0], np.ndarray) else made  # layers
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import autopipeline as ap
 import language
@@ -175,6 +176,104 @@ def test_editing(checkpoint: Any, cls: str, changes: dict[str, Any]) -> None:
         made.append(pipe(**call, generator=torch.Generator().manual_seed(1)).images)
     assert made[0].shape == made[1].shape
     assert np.abs(made[0] - made[1]).max() < 1e-3
+
+
+LAYERED: dict[str, Any] = dict(layers=2, negative_prompt="sun", true_cfg_scale=3.0, num_inference_steps=3)
+
+
+@pytest.fixture(scope="module")
+def layered(checkpoint: Any, small_edits: None) -> Any:
+    """The peer's pipeline and ours, both for few pixels."""
+    from diffusers.pipelines.qwenimage import pipeline_qwenimage_layered as home
+
+    sides = {640 * 640: 64 * 64, 1024 * 1024: 96 * 96}
+    whole = home.calculate_dimensions
+    folder = checkpoint("qwenimage-layered")
+    peer = diffusers.QwenImageLayeredPipeline.from_pretrained(folder, processor=None)
+    peer.processor = peer.vl_processor = peers_processor()
+    ours = ap.AutoPipelineForImage2Image.from_pretrained(folder)
+    for pipe in (peer, ours):
+        pipe.set_progress_bar_config(disable=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(home, "calculate_dimensions", lambda area, ratio: whole(sides[area], ratio))
+        yield peer, ours
+
+
+def clear(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture with transparency."""
+    picture = tiny.photo(width, height, seed)
+    picture.putalpha(tiny.photo(width, height, seed + 1).convert("L"))
+    return picture
+
+
+@pytest.mark.filterwarnings("ignore:true_cfg_scale:UserWarning", "ignore:The prompt is longer:UserWarning")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        dict(negative_prompt=None, layers=4, resolution=1024),
+        dict(cfg_normalize=True, max_sequence_length=4),
+        dict(latents=(1, 3 * 64, 20)),
+        dict(prompt=None, prompt_embeds=(1, 6, 24), negative_prompt=None),
+        dict(sigmas=[1.0, 0.5, 0.1]),
+    ],
+)
+def test_layers(layered: Any, changes: dict[str, Any]) -> None:
+    made: list[Any] = []
+    for pipe in layered:
+        call = dict(prompt="a red cat") | LAYERED | dict(output_type="np", image=clear(96, 64)) | changes
+        call |= {name: drawn(*value) for name, value in call.items() if isinstance(value, tuple)}
+        if pipe is layered[0] and call["prompt"] is None:
+            call |= dict(prompt="not this")  # the peer wants one beside embeddings, or writes one in vain
+        out = pipe(**call, generator=torch.Generator().manual_seed(1)).images
+        made.append(np.asarray(out if isinstance(out, torch.Tensor) else out[0]))
+    assert made[0].shape == made[1].shape
+    assert np.abs(made[0] - made[1]).max() < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:true_cfg_scale:UserWarning", "ignore:The prompt is longer:UserWarning")
+def test_layers_of_several_prompts_and_a_description(layered: Any) -> None:
+    ours = layered[1]
+    call = LAYERED | dict(prompt=["a cat", "sun"], negative_prompt=["a", "b"], image=[clear(64, 64), clear(64, 64, 4)])
+    both = ours(**call, seed=[1, 2]).images
+    assert [len(each) for each in both] == [2, 2]
+    assert {picture.mode for each in both for picture in each} == {"RGBA"}
+    alone = ours(**LAYERED | dict(prompt="sun", negative_prompt="b", image=clear(64, 64, 4)), seed=2).images[0]
+    for one, other in zip(alone, both[1], strict=True):
+        assert np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() <= 1
+    from autopipeline.families import qwenimage_layered
+
+    for english in (False, True):
+        expected = layered[0].get_image_caption(clear(64, 64), use_en_prompt=english, device="cpu")
+        assert qwenimage_layered.caption(ours.components, clear(64, 64), english) == expected
+    described = ours(**LAYERED, image=clear(64, 64), output_type="np", seed=1).images[0]
+    told = ours(
+        **LAYERED,
+        prompt=layered[0].get_image_caption(clear(64, 64), use_en_prompt=False, device="cpu"),
+        image=clear(64, 64),
+        output_type="np",
+        seed=1,
+    ).images[0]
+    assert np.array_equal(described, told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(resolution=512), "resolution=512 has to be 640 or 1024"),
+        (dict(layers=0), "layers=0 has to be"),
+        (dict(image=[clear(64, 64)] * 3, prompt=["a", "b"]), "3 pictures for 2 prompts"),
+        (dict(guidance_scale=2.0), "guidance_scale has no effect"),
+        (dict(image=None), "needs image"),
+    ],
+)
+def test_layers_refuse(layered: Any, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        layered[1](**LAYERED | dict(prompt="a", image=clear(64, 64)) | changes)
+    opaque = ap.AutoencoderKLQwenImage(**dict(layered[1].vae.config) | dict(input_channels=3))
+    other = ap.QwenImageLayeredPipeline.from_pipe(layered[1], vae=opaque)
+    with pytest.raises(ValueError, match="no channel for transparency"):
+        other(prompt="a", image=clear(64, 64))
 
 
 @pytest.mark.usefixtures("small_edits")

@@ -3575,6 +3575,39 @@ class QwenImageInpaintPipeline(DiffusionPipeline):
         scheduler: Any = None,
     ) -> Any: ...
 
+class QwenImageLayeredPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image: Any = None,
+        prompt: Any = None,
+        negative_prompt: Any = None,
+        true_cfg_scale: Any = 4.0,
+        layers: Any = 4,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        resolution: Any = 640,
+        cfg_normalize: Any = False,
+        use_en_prompt: Any = False,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
 class QwenImagePipeline(DiffusionPipeline):
     def __call__(
         self,

@@ -47,6 +47,8 @@ NUMBERS = [  # and other single values
     "skip_layer_guidance_start",
     "skip_layer_guidance_stop",
     "max_area",
+    "layers",
+    "resolution",
     "eta",
     "clip_skip",
     "strength",

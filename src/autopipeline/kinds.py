@@ -58,6 +58,7 @@ NUMBERS: dict[str, Number] = {
     "skip_layer_guidance_start": Number(),
     "skip_layer_guidance_stop": Number(),
     "max_area": Number(1, whole=True),
+    "layers": Number(1, whole=True),
     "eta": Number(0),
     "clip_skip": Number(0, whole=True, optional=True),
     "strength": Number(0, 1),

@@ -363,6 +363,8 @@ class DiffusionPipeline:
         if run.get("padding_mask_crop") is not None and self.family.tasks[task].pasted:
             box = crop_box(run)
             shown = [images.overlay(picture, run["image"], run["mask_image"], box) for picture in shown]
+        if done.each is not None:
+            shown = [shown[k : k + done.each] for k in range(0, len(shown), done.each)]
         return Output(shown, done.flagged, done.marked)
 
     def _returned(self, output: Output | Named, as_object: bool) -> Output | Named | tuple[Any, ...]:

@@ -242,3 +242,4 @@ class Finished(NamedTuple):
     flagged: list[bool] | None = None
     raw: bool = False  # as tensors ("pt") they are given as they are, not in 0..1
     marked: list[bool] | None = None  # whether a checker found the mark of others
+    each: int | None = None  # pictures of every result, which is then a list of them

@@ -5,6 +5,7 @@ Guidance keeps the length of every token's prediction. Texts of different length
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,6 +32,8 @@ Texts = tuple[Tensor, Tensor]
 """Hidden states (P, T, J), and which tokens count (P, T)."""
 LONGEST = 1024
 """Tokens of text at most."""
+LOOKING = threading.Lock()
+"""Held while a text encoder works: transformers' keeps on itself how far pictures move the places of words."""
 
 SLOTS = {
     "vae": Slot(("AutoencoderKLQwenImage",)),
@@ -112,7 +115,8 @@ def encode(components: Components, texts: list[str], length: int) -> Texts:
 def states(encoder: Any, inputs: Mapping[str, Any], skip: int) -> Texts:
     """The last hidden states of the tokens that count, without the `skip` first ones; padded to the right by zeros."""
     given = {name: value.to(encoder.device) for name, value in inputs.items() if isinstance(value, Tensor)}
-    made = encoder(**given, output_hidden_states=True, use_cache=False, logits_to_keep=1)
+    with LOOKING:
+        made = encoder(**given, output_hidden_states=True, use_cache=False, logits_to_keep=1)
     rows = [
         hidden[keep][skip:] for hidden, keep in zip(made.hidden_states[-1], given["attention_mask"].bool(), strict=True)
     ]

@@ -109,7 +109,8 @@ class Streams(Network):
 
     def rotary(self, tokens: int, *grids: tuple[int, int]) -> Tensor:
         """The table (T + L + M, head width / 2, 2) that `forward` takes: made once for a call."""
-        return rotary(places(tokens, *grids), self.config.axes_dims_rope)
+        layered = bool(self.config.get("use_layer3d_rope"))
+        return rotary(places(tokens, *grids, layered=layered), self.config.axes_dims_rope)
 
 
 class QwenImageControlNetModel(Streams):
@@ -161,12 +162,19 @@ class QwenImageMultiControlNetModel(MultiControlNetModel):
     member = QwenImageControlNetModel
 
 
-def places(tokens: int, *grids: tuple[int, int]) -> Tensor:
-    """Places (T + L + M, 3) of text and pictures: the middles of pictures stand at 0, texts where the largest ends."""
-    edge = max(side // 2 for grid in grids for side in grid)
+def places(tokens: int, *grids: tuple[int, int], layered: bool = False) -> Tensor:
+    """Places (T + L + M, 3) of text and pictures: the middles of pictures stand at 0, texts where the largest ends.
+
+    Pictures stand one after the other; `layered`: the last one before all, and texts at least after the others.
+    """
+    edge, last = max(side // 2 for grid in grids for side in grid), len(grids) - 1
+    edge = max(edge, last) if layered else edge
     found = [torch.arange(edge, edge + tokens)[:, None].expand(-1, 3)]
     for k, (height, width) in enumerate(grids):
-        axes = (torch.tensor([k]), *(torch.arange(side) - (side - side // 2) for side in (height, width)))
+        axes = (
+            torch.tensor([-1 if layered and k == last else k]),
+            *(torch.arange(side) - (side - side // 2) for side in (height, width)),
+        )
         found.append(torch.cartesian_prod(*axes))
     return torch.cat(found)
 
