@@ -95,6 +95,7 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "kandinsky": lambda folder: tiny.kandinsky(folder, "21"),
     "kandinsky-9": lambda folder: tiny.kandinsky(folder, "21", in_channels=9),
     "kandinsky-decoder": lambda folder: tiny.kandinsky(folder, "21", "decoder"),
+    "omni": language.z_image_omni,
     "z-image": language.z_image,
     "z-image-shifted": lambda folder: language.z_image(folder, shift=tiny.FLUX_SHIFT),
 }

@@ -389,3 +389,29 @@ def glm_image(folder: Any) -> Any:
     index["processor"] = ["transformers", "GlmImageProcessor"]
     (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
     return folder
+
+
+def siglip2(seed: int) -> Any:
+    """SigLIP 2's vision encoder."""
+    from transformers import Siglip2VisionConfig, Siglip2VisionModel
+
+    sizes = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3, patch_size=16)
+    return tiny.redraw(Siglip2VisionModel(Siglip2VisionConfig(**sizes, num_patches=16)), seed)
+
+
+def z_image_omni(folder: Any) -> Any:
+    """Z-Image-Omni in miniature."""
+    import diffusers
+    from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+    pipe = diffusers.ZImageOmniPipeline(
+        transformer=tiny.redraw(diffusers.ZImageTransformer2DModel(**Z_IMAGE, siglip_feat_dim=24), 1),
+        vae=tiny.redraw(diffusers.AutoencoderKL(**tiny.FLUX_VAE), 2),
+        text_encoder=qwen3(3),
+        tokenizer=qwen_tokenizer(),
+        siglip=siglip2(6),
+        siglip_processor=Siglip2ImageProcessorPil(patch_size=16, max_num_patches=16),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipe.save_pretrained(folder)
+    return folder

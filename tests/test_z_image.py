@@ -68,7 +68,6 @@ def test_published_sizes_have_the_peers_keys_and_shapes() -> None:
     ("changes", "says"),
     [
         (dict(axes_dims=[2, 2, 2]), "channels of a head"),
-        (dict(siglip_feat_dim=8), "reads pictures"),
         (dict(all_patch_size=[4]), "2 x 2 latents"),
     ],
 )

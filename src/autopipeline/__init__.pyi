@@ -5875,6 +5875,36 @@ class ZImageInpaintPipeline(DiffusionPipeline):
         scheduler: Any = None,
     ) -> Any: ...
 
+class ZImageOmniPipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        image: Any = None,
+        prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        sigmas: Any = None,
+        guidance_scale: Any = 5.0,
+        cfg_normalization: Any = False,
+        cfg_truncation: Any = 1.0,
+        negative_prompt: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        joint_attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        max_sequence_length: Any = 512,
+        *,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
 class ZImagePipeline(DiffusionPipeline):
     def __call__(
         self,

@@ -48,6 +48,7 @@ BUILT = {
     "qwenimage-edit-plus": "autopipeline.families.qwenimage_edit_plus",
     "qwenimage-layered": "autopipeline.families.qwenimage_layered",
     "z-image": "autopipeline.families.z_image",
+    "z-image-omni": "autopipeline.families.z_image_omni",
     "lumina": "autopipeline.families.lumina",
     "lumina2": "autopipeline.families.lumina2",
     "kolors": "autopipeline.families.kolors",

@@ -137,6 +137,11 @@ def encode(components: Components, texts: list[str], length: int) -> list[Tensor
         )
         for text in texts
     ]
+    return states(encoder, tokenizer, chats, length)
+
+
+def states(encoder: Any, tokenizer: Any, chats: list[str], length: int) -> list[Tensor]:
+    """States (tokens, E) of each text as it is, which is cut at `length` tokens."""
     ids, mask = prompts.foreign_tokens(tokenizer, chats, length)
     some = mask.any(0)  # the others are padding for all
     ids, mask = ids[:, some].to(encoder.device), mask[:, some].to(encoder.device)

@@ -27,6 +27,10 @@ CLASSES = frozenset(
         "Qwen3Model",
         "Qwen3VLForConditionalGeneration",
         "Qwen3VLModel",
+        "Siglip2ImageProcessor",
+        "Siglip2ImageProcessorFast",
+        "Siglip2ImageProcessorPil",
+        "Siglip2VisionModel",
         "TokenizersBackend",
     }
 )

@@ -65,6 +65,13 @@ class FeedForward(nn.Module):
         return self.w2(functional.silu(self.w1(x)) * self.w3(x))
 
 
+class Clean(NamedTuple):
+    """Tokens without noise among others."""
+
+    time: Tensor  # (B, W), theirs
+    tokens: Tensor  # (B, L, 1), true for them
+
+
 class Block(nn.Module):
     """Attention and feed-forward, normalised before and after; `modulated`: the time scales and gates them."""
 
@@ -77,12 +84,22 @@ class Block(nn.Module):
         )
         self.adaLN_modulation = nn.Sequential(nn.Linear(min(width, TIME), 4 * width)) if modulated else None
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None, time: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        table: Tensor,
+        mask: Tensor | None = None,
+        time: Tensor | None = None,
+        clean: Clean | None = None,
+    ) -> Tensor:
         """(B, L, D) with a table of places (B, L, D / heads / 2, 2) and the time (B, W)."""
         scale: Tensor | float = 1.0
         gate = scale_fed = gate_fed = scale
         if self.adaLN_modulation is not None and time is not None:
-            said = self.adaLN_modulation(time)[:, None].chunk(4, -1)  # (B, 1, D) each
+            told = self.adaLN_modulation(time)[:, None]
+            if clean is not None:
+                told = torch.where(clean.tokens, self.adaLN_modulation(clean.time)[:, None], told)
+            said = told.chunk(4, -1)  # (B, 1, D) each, or (B, L, D)
             scale, gate, scale_fed, gate_fed = 1 + said[0], said[1].tanh(), 1 + said[2], said[3].tanh()
         x = x + gate * self.attention_norm2(self.attention(self.attention_norm1(x) * scale, table, mask))
         return x + gate_fed * self.ffn_norm2(self.feed_forward(self.ffn_norm1(x) * scale_fed))
@@ -173,8 +190,6 @@ class ZImageTransformer2DModel(Network):
         sizes = list(zip(all_patch_size, all_f_patch_size, strict=True))
         if (2, 1) not in sizes:
             raise ValueError("it has no patches of 2 x 2 latents")
-        if siglip_feat_dim is not None:
-            raise ValueError("it reads pictures too (siglip_feat_dim), which this version does not do")
         if dim // n_heads != sum(axes_dims):
             raise ValueError(f"axes_dims={list(axes_dims)} are not the {dim // n_heads} channels of a head")
         volumes = {f"{side}-{frames}": side * side * frames * in_channels for side, frames in sizes}
@@ -189,6 +204,11 @@ class ZImageTransformer2DModel(Network):
         self.t_embedder = TimeEmbedding(min(dim, TIME))
         self.cap_embedder = nn.Sequential(nn.RMSNorm(cap_feat_dim, eps=norm_eps), nn.Linear(cap_feat_dim, dim))
         self.x_pad_token, self.cap_pad_token = (nn.Parameter(torch.zeros(1, dim)) for _ in range(2))
+        if siglip_feat_dim is not None:
+            norm = nn.RMSNorm(siglip_feat_dim, eps=norm_eps)
+            self.siglip_embedder = nn.Sequential(norm, nn.Linear(siglip_feat_dim, dim))
+            self.siglip_refiner = blocks(n_refiner_layers, False)
+            self.siglip_pad_token = nn.Parameter(torch.zeros(1, dim))
 
     def rotary(self, tokens: Tensor, length: int, height: int, width: int) -> Tensor:
         """Angles (B, X + length, D / heads / 2, 2) for texts of so many tokens (B,) and latents of that size.
@@ -243,6 +263,10 @@ class ZImageTransformer2DModel(Network):
         for k, block in enumerate(self.layers):
             joint = block(joint, before.table, before.mask, before.time)
             joint = joint + added[k] if k in added else joint
-        out = self.all_final_layer[PATCH](joint[:, : height * width // 4], before.time)
+        return self.unpatched(joint[:, : height * width // 4], before.time, height, width)
+
+    def unpatched(self, tokens: Tensor, time: Tensor, height: int, width: int) -> Tensor:
+        """Tokens (B, h / 2 * w / 2, D) of the picture as latents (B, C, h, w)."""
+        out = self.all_final_layer[PATCH](tokens, time)
         whole = out.unflatten(1, (height // 2, width // 2)).unflatten(-1, (2, 2, -1))
         return whole.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
