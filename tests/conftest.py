@@ -81,6 +81,8 @@ BUILDERS: dict[str, Callable[[Path], Path]] = {
     "qwenimage-layered": lambda folder: qwenimage.checkpoint(
         folder, "QwenImageLayeredPipeline", use_additional_t_cond=True, use_layer3d_rope=True
     ),
+    "qwenimage21": qwenimage.checkpoint21,
+    "qwenimage21-unkept": lambda folder: qwenimage.checkpoint21(folder, causal_condition=False),
     "kandinsky3": tiny.kandinsky3,
     "wuerstchen": tiny.wuerstchen,
     "wuerstchen-decoder": lambda folder: tiny.wuerstchen(folder, "decoder"),

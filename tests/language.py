@@ -109,7 +109,7 @@ def z_image(folder: Any, cls: str = "ZImagePipeline", shift: dict[str, Any] | No
     return folder
 
 
-def qwen3_vl(seed: int, generating: bool = False) -> Any:
+def qwen3_vl(seed: int, generating: bool = False, patch: int = 8) -> Any:
     """Qwen 3 VL; `generating` keeps its language-model head."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel
 
@@ -124,7 +124,7 @@ def qwen3_vl(seed: int, generating: bool = False) -> Any:
             num_heads=2,
             depth=1,
             out_hidden_size=SHAPE["hidden_size"],
-            patch_size=8,
+            patch_size=patch,
             num_position_embeddings=16,
             deepstack_visual_indexes=[0],
         ),

@@ -58,6 +58,8 @@ _HOMES: dict[str, Sequence[str]] = {
     "autopipeline.models.ovis": ("OvisImageTransformer2DModel",),
     "autopipeline.models.kandinsky3": ("Kandinsky3UNet",),
     "autopipeline.models.glm_image": ("GlmImageTransformer2DModel",),
+    "autopipeline.models.autoencoder_kl_qwenimage21": ("AutoencoderKLQwenImage21",),
+    "autopipeline.models.qwenimage21": ("QwenImage21Transformer2DModel",),
     "autopipeline.models.krea2": ("Krea2Transformer2DModel",),
     "autopipeline.models.paella_vq": ("PaellaVQModel",),
     "autopipeline.models.stable_cascade": ("StableCascadeUNet",),

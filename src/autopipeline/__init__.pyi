@@ -17,6 +17,7 @@ from autopipeline.models.autoencoder_dc import AutoencoderDC as AutoencoderDC
 from autopipeline.models.autoencoder_kl import AutoencoderKL as AutoencoderKL
 from autopipeline.models.autoencoder_kl_flux2 import AutoencoderKLFlux2 as AutoencoderKLFlux2
 from autopipeline.models.autoencoder_kl_qwenimage import AutoencoderKLQwenImage as AutoencoderKLQwenImage
+from autopipeline.models.autoencoder_kl_qwenimage21 import AutoencoderKLQwenImage21 as AutoencoderKLQwenImage21
 from autopipeline.models.autoencoder_tiny import AutoencoderTiny as AutoencoderTiny
 from autopipeline.models.bert import BertModel as BertModel
 from autopipeline.models.chatglm import ChatGLMModel as ChatGLMModel
@@ -54,6 +55,7 @@ from autopipeline.models.prx import PRXTransformer2DModel as PRXTransformer2DMod
 from autopipeline.models.qwenimage import QwenImageControlNetModel as QwenImageControlNetModel
 from autopipeline.models.qwenimage import QwenImageMultiControlNetModel as QwenImageMultiControlNetModel
 from autopipeline.models.qwenimage import QwenImageTransformer2DModel as QwenImageTransformer2DModel
+from autopipeline.models.qwenimage21 import QwenImage21Transformer2DModel as QwenImage21Transformer2DModel
 from autopipeline.models.sana import SanaTransformer2DModel as SanaTransformer2DModel
 from autopipeline.models.sd3 import SD3ControlNetModel as SD3ControlNetModel
 from autopipeline.models.sd3 import SD3MultiControlNetModel as SD3MultiControlNetModel
@@ -3365,6 +3367,37 @@ class PixArtSigmaPipeline(DiffusionPipeline):
         strength: Any = None,
         mask_image: Any = None,
         padding_mask_crop: Any = None,
+        seed: Any = None,
+        cancel: Any = None,
+        scheduler: Any = None,
+    ) -> Any: ...
+
+class QwenImage21Pipeline(DiffusionPipeline):
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Any = None,
+        negative_prompt: Any = None,
+        true_cfg_scale: Any = 1.0,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 40,
+        sigmas: Any = None,
+        num_images_per_prompt: Any = 1,
+        generator: Any = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        prompt_embeds_mask: Any = None,
+        negative_prompt_embeds: Any = None,
+        negative_prompt_embeds_mask: Any = None,
+        output_type: Any = 'pil',
+        return_dict: Any = True,
+        attention_kwargs: Any = None,
+        callback_on_step_end: Any = None,
+        callback_on_step_end_tensor_inputs: Any = ('latents',),
+        output_resolution: Any = 1024,
+        use_kv_cache: Any = True,
+        *,
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,

@@ -49,6 +49,7 @@ NUMBERS = [  # and other single values
     "max_area",
     "layers",
     "resolution",
+    "output_resolution",
     "eta",
     "clip_skip",
     "strength",

@@ -46,6 +46,7 @@ BUILT = {
     "qwenimage": "autopipeline.families.qwenimage",
     "qwenimage-edit": "autopipeline.families.qwenimage_edit",
     "qwenimage-edit-plus": "autopipeline.families.qwenimage_edit_plus",
+    "qwenimage21": "autopipeline.families.qwenimage21",
     "qwenimage-layered": "autopipeline.families.qwenimage_layered",
     "z-image": "autopipeline.families.z_image",
     "z-image-omni": "autopipeline.families.z_image_omni",

@@ -46,6 +46,8 @@ HOMES = {
     "QwenImageControlNetModel": "autopipeline.models.qwenimage",
     "QwenImageMultiControlNetModel": "autopipeline.models.qwenimage",
     "QwenImageTransformer2DModel": "autopipeline.models.qwenimage",
+    "AutoencoderKLQwenImage21": "autopipeline.models.autoencoder_kl_qwenimage21",
+    "QwenImage21Transformer2DModel": "autopipeline.models.qwenimage21",
     "AutoencoderTiny": "autopipeline.models.autoencoder_tiny",
     "AutoencoderDC": "autopipeline.models.autoencoder_dc",
     "CLIPTextModel": "autopipeline.models.clip",
