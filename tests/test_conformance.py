@@ -217,9 +217,10 @@ def arguments(pipe: Any, task: str, **changes: Any) -> dict[str, Any]:
 def scale_of(pipe: Any) -> str:
     """The number that says how strong guidance is."""
     params = next(iter(pipe.family.tasks.values())).params
-    if "guidance_scale" not in params:
+    if "decoder_guidance_scale" in params:
         return "decoder_guidance_scale"
-    return "true_cfg_scale" if params.get("true_cfg_scale") and not params["guidance_scale"] else "guidance_scale"
+    true = params.get("true_cfg_scale") and not params.get("guidance_scale")
+    return "true_cfg_scale" if true else "guidance_scale"
 
 
 def call(pipe: Any, task: str, **changes: Any) -> Any:
