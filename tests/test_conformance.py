@@ -373,7 +373,7 @@ def test_stream_ends_with_the_result(load: Any, seen: Any, key: str, task: str) 
 @pytest.mark.parametrize("key", list(ROWS))
 def test_threads_on_one_pipeline(load: Any, key: str) -> None:
     row, side = ROWS[key], CALLS.get(ROWS[key].family, {}).get("height", 64)
-    more = side * 3 // 2 if key == "glm_image" else side * 5 // 4  # whole tokens
+    more = side * 3 // 2 if key in ("glm_image", "qwenimage21") else side * 5 // 4  # whole tokens
     sizes = [(side, side), (side, side * 3 // 2), (more, side), (side, side)] * 2
     tasks = [task for task in row.classes if not (made(key).inpaint and task == "inpaint")] * 8  # type: ignore[union-attr]
     pipes = {task: load(key, task) for task in row.classes}
