@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ CLASSES = frozenset(
     }
 )
 """Class names in model_index.json that are taken from transformers as they are."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Held while a model is loaded: transformers switches off the making and tying of weights for the whole process, and
+where two load at once, they may stay switched off."""
 
 
 def find(component: str, class_name: str) -> type[Any]:
@@ -82,7 +86,8 @@ def read(
         if not issubclass(cls, torch.nn.Module):
             return load(folder, **local)
         files = dict(variant=variant, use_safetensors=use_safetensors or None)
-        model = load(folder, dtype="auto" if dtype is None else dtype, **files, **local)
+        with _ONE_AT_A_TIME:
+            model = load(folder, dtype="auto" if dtype is None else dtype, **files, **local)
     except (ImportError, LookupError, OSError, TypeError, ValueError) as error:
         why = str(error).strip().partition("\n")[0].rstrip(".")
         raise CheckpointError(f"{folder} does not hold a {cls.__name__}: {why}.") from error
