@@ -280,3 +280,12 @@ def test_where_the_peer_fails(checkpoint: Any) -> None:
     assert pipe(**CALL, height=37, width=33).images.shape == (1, 37, 33, 3)
     both = pipe(**CALL | dict(prompt=["a", "b"], negative_prompt="sea"), image=tiny.photo(32, 32)).images
     assert both.shape == (2, 32, 32, 3)
+
+
+def test_outputs_have_as_many_items_as_users_know(checkpoint: Any) -> None:
+    pictures, flagged = ap.StableDiffusionPipeline.from_pretrained(checkpoint("sd"))("cat", num_inference_steps=1)
+    assert flagged is None
+    assert len(pictures) == 1
+    out = ap.IFPipeline.from_pretrained(checkpoint("if-looks"))(**CALL)
+    assert len(tuple(out)) == len(out[:]) == 3
+    assert out[2] == out.watermark_detected

@@ -69,7 +69,8 @@ class Output:
     def __getitem__(self, key: int | str) -> Any:
         if isinstance(key, str):
             return getattr(self, key)
-        return (self.images, self.nsfw_content_detected, self.watermark_detected)[key]
+        marks = () if self.watermark_detected is None else (self.watermark_detected,)
+        return (self.images, self.nsfw_content_detected, *marks)[key]
 
 
 class Named(dict[str, Any]):
