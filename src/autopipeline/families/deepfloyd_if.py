@@ -14,8 +14,7 @@ from autopipeline import captions, images, prompts
 from autopipeline.families import callbacks
 from autopipeline.families import stable_diffusion as sd
 from autopipeline.families.schedules import schedule
-from autopipeline.families.unclip import unet_predict
-from autopipeline.guidance import ClassifierFree, Guidance, Unguided
+from autopipeline.families.unclip import guide, unet_predict
 from autopipeline.stage import Cond, Family, Finished, Random, Run, Slot, Stage, TaskRow
 from autopipeline.tasks.image2image import Image2Image, repeat_to
 from autopipeline.tasks.text2image import Text2Image
@@ -50,11 +49,6 @@ _TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
 def _steps(steps: int, scale: float, **strength: float) -> dict[str, Any]:
     return {**strength, "num_inference_steps": steps, "timesteps": None, "guidance_scale": scale}
-
-
-def guide(run: Run) -> Guidance:
-    """Classifier-free guidance for scales above 1."""
-    return ClassifierFree(run.guidance_scale) if run.guidance_scale > 1 else Unguided()
 
 
 # --- pixels ----------------------------------------------------------------------------------------------------
@@ -256,8 +250,7 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
         most = components["image_noising_scheduler"].config.num_train_timesteps - 1
         if args["noise_level"] > most:
             raise ValueError(f"noise_level={args['noise_level']} has to be from 0 to {most}.")
-    if components["safety_checker"] is not None and components["feature_extractor"] is None:
-        raise ValueError("A safety checker needs feature_extractor beside it; load both, or pass safety_checker=None.")
+    sd.check_safety(components)
     if args.get("mask_image") is not None:
         images.same_size(args["original_image" if enlarges else "image"], args["mask_image"])
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autopipeline import images, prompts
 from autopipeline.families import cogview4, flux
+from autopipeline.families.cogview3 import guide
 from autopipeline.families.glm_tokens import SQUARE, Told, told
-from autopipeline.guidance import ClassifierFree, Guidance, Unguided
+from autopipeline.families.rows import Own
 from autopipeline.models.cogview import Memory
 from autopipeline.spaces import LatentSpace
 from autopipeline.stage import Cond, Family, Finished, Pred, Predict, Run, Slot, Stage, TaskRow
@@ -58,19 +60,6 @@ class GlmSpace(LatentSpace):
         return 0.0
 
 
-class Seen(nn.Module):
-    """What the transformer remembers of the pictures that a run is given, block by block."""
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.memories = [Memory() for _ in range(blocks)]
-
-
-def guide(run: Run) -> Guidance:
-    """Classifier-free guidance for scales above 1."""
-    return ClassifierFree(run.guidance_scale) if run.guidance_scale > 1 else Unguided()
-
-
 # --- texts -----------------------------------------------------------------------------------------------------
 
 
@@ -112,16 +101,13 @@ def _texts(components: Components, run: Run, name: str) -> list[Tensor]:
 # --- tokens and pictures ---------------------------------------------------------------------------------------
 
 
-def pictures_of(args: Mapping[str, Any], count: int) -> list[list[Any]]:
+def pictures_of(given: Any) -> list[list[Any]]:
     """The pictures of each prompt: a picture or a list of them for one prompt, a list of lists for several."""
-    given = args["image"]
     if given is None:
         return []
     many: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
     nested = bool(many) and all(isinstance(each, list | tuple) for each in many)
     found = [images.opened(list(each)) for each in many] if nested else [images.opened(many)]
-    if len(found) != count:
-        raise ValueError(f"image has pictures for {len(found)} prompts, not for {count}; give a list for each.")
     if len({len(each) for each in found}) > 1:
         raise ValueError("image has to have as many pictures for every prompt.")
     return found
@@ -139,15 +125,12 @@ def _told(components: Components, run: Run, pictures: list[list[Any]]) -> Told:
     return Told(ids, [[part[None] for part in each] for each in parts])
 
 
-def _remember(components: Components, run: Run, seen: Seen, pictures: list[list[Any]], ids: list[list[Tensor]]) -> None:
-    """Show the transformer the pictures of each prompt."""
-    network, space = (
-        components["transformer"],
-        GlmSpace(components["vae"], patch=components["transformer"].config.patch_size),
-    )
+def _remembered(components: Components, run: Run, pictures: list[list[Any]], ids: list[list[Tensor]]) -> list[Memory]:
+    """What the transformer remembers of the pictures that it is shown with each prompt, block by block."""
+    network, space = components["transformer"], _space(components)
     found: list[list[Memory]] = []
     for mine, its in zip(pictures, ids, strict=True):
-        memories = [Memory() for _ in seen.memories]
+        memories = [Memory() for _ in range(network.config.num_layers)]
         for picture, tokens in zip(mine, its, strict=True):
             pixels = images.pixels(picture, multiple=space.multiple)
             x = space.encode(pixels, None).to(network.device, network.dtype)
@@ -164,16 +147,13 @@ def _remember(components: Components, run: Run, seen: Seen, pictures: list[list[
     if len({sum(each.shape[2] for each in memories[0].keys) for memories in found}) > 1:
         raise ValueError("The pictures of several prompts have to be of one size; call with one prompt at a time.")
     times = run.batch // run.prompts
-    for memory, *each in zip(seen.memories, *found, strict=True):
-        memory.keys = [prompts.each(torch.cat([torch.cat(one.keys, 2) for one in each]), times)]
-        memory.values = [prompts.each(torch.cat([torch.cat(one.values, 2) for one in each]), times)]
-        memory.gathering = False
+    return [Memory.of(each, times) for each in zip(*found, strict=True)]
 
 
 # --- the call --------------------------------------------------------------------------------------------------
 
 
-def _predict(network: Any, seen: Seen | None) -> Predict:
+def _predict(network: Any, own: Own | None) -> Predict:
     """The velocity, in one pass for each length of text; of the prompt's rows alone in sight of the pictures."""
 
     def predict(x: Tensor, t: Tensor, cond: Cond, memories: Any = None) -> Pred:
@@ -189,21 +169,18 @@ def _predict(network: Any, seen: Seen | None) -> Predict:
             rows = sees == able
             part = {name: each[rows.to(each.device)] for name, each in cond.items()}
             if rows.any():
-                mean[rows] = flux.by_length(_seeing(predict, seen if able else None))(x[rows], t[rows], part).mean
+                looking = partial(predict, memories=own.parts if able and own else None)
+                mean[rows] = flux.by_length(looking)(x[rows], t[rows], part).mean
         return Pred(mean)
 
-    return flux.by_length(predict) if seen is None else within_sight
-
-
-def _seeing(predict: Any, seen: Seen | None) -> Predict:
-    return lambda x, t, cond: predict(x, t, cond, None if seen is None else seen.memories)
+    return flux.by_length(predict) if own is None else within_sight
 
 
 def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     """One stage: the transformer in the latents of the autoencoder."""
     network = components["transformer"]
-    pictures = pictures_of(run.args, run.prompts)
-    seen = Seen(network.config.num_layers) if pictures else None
+    pictures = run["pictures"]
+    own = Own() if pictures else None
 
     def condition(run: Run, x: Tensor) -> Cond:
         cond, known = text_rows(components, run), _told(components, run, pictures)
@@ -212,8 +189,8 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
         if known.ids.shape[1:] != (count,):
             given, wanted = tuple(known.ids.shape), (run.prompts, count)
             raise ValueError(f"prior_token_ids have the shape {given}; this call needs {wanted}.")
-        if seen is not None:
-            _remember(components, run, seen, pictures, known.pictures)
+        if own is not None:
+            own.parts = _remembered(components, run, pictures, known.pictures)
         branches = guide(run).branches
         ids = prompts.each(known.ids, run.batch // len(known.ids))
         numbers = torch.tensor([[*run["crops_coords_top_left"], run["height"], run["width"]]], dtype=torch.float32)
@@ -224,7 +201,7 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
             places=network.places(height, width).expand(rows, -1, -1, -1),
         )
         sees = [torch.full((run.batch,), branch != "negative", device=x.device) for branch in branches]
-        return cond | (dict(sees=torch.cat(sees)) if seen is not None else {})
+        return cond | (dict(sees=torch.cat(sees)) if own is not None else {})
 
     return (
         Stage(
@@ -236,10 +213,10 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
             schedule=lambda run: cogview4.schedule(components, run, to_one=False),
             condition=condition,
             guide=guide,
-            predict=_predict(network, seen),
+            predict=_predict(network, own),
             public={"encoder_hidden_states": "prompt_embeds"},
             prompt_alone=True,
-            beside=() if seen is None else (seen,),
+            beside=() if own is None else (own,),
         ),
     )
 
@@ -260,7 +237,8 @@ def size(components: Components) -> tuple[int, int]:
 
 def read(components: Components, args: dict[str, Any]) -> dict[str, Any]:
     """The arguments; a size that is not given is that of the first picture."""
-    pictures = pictures_of(args, prompts.count(args))
+    pictures = pictures_of(args["image"])
+    args = args | dict(pictures=pictures)
     if not pictures:
         return args
     (width, height), square = images.sizes(pictures[0][0])[0] or (0, 0), _square(components)
@@ -276,6 +254,9 @@ def _square(components: Components) -> int:
 def check(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse what can't work, before anything is computed; texts may differ in length."""
     prompts.check(args, alike=False)
+    shown, count = len(args["pictures"]), prompts.count(args)
+    if shown not in (0, count):
+        raise ValueError(f"image has pictures for {shown} prompts, not for {count}; give a list for each.")
     square = _square(components)
     for side in ("height", "width"):
         if args[side] % square:

@@ -5,6 +5,7 @@ Guidance keeps the length of every token's prediction. Texts of different length
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +51,7 @@ AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 INSTRUCTION = 34
 """Tokens of `BEFORE`, whose states are dropped."""
 
-PROMPTS = dict(prompt=None, negative_prompt=None, true_cfg_scale=4.0)
+PROMPTS: dict[str, Any] = dict(prompt=None, negative_prompt=None, true_cfg_scale=4.0)
 SIZE = dict(height=None, width=None)
 STEPS = dict(num_inference_steps=50, sigmas=None, guidance_scale=None)
 DRAWS = dict(num_images_per_prompt=1, generator=None, latents=None)
@@ -124,6 +125,13 @@ def states(encoder: Any, inputs: Mapping[str, Any], skip: int) -> Texts:
     lengths = torch.tensor([len(row) for row in rows], device=hidden.device)
     mask = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
     return prompts.finite(hidden, "text_encoder"), mask
+
+
+def marked(encoder: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs where the encoder is; newer versions want to be told where pictures stand."""
+    if "mm_token_type_ids" in inspect.signature(encoder.forward).parameters:
+        inputs = inputs | dict(mm_token_type_ids=(inputs["input_ids"] == encoder.config.image_token_id).int())
+    return {name: rows.to(encoder.device) for name, rows in inputs.items()}
 
 
 def text_branches(components: Components, run: Run) -> list[Texts]:
@@ -237,7 +245,7 @@ def check_texts(components: Components, args: Mapping[str, Any]) -> None:
     if args["max_sequence_length"] > LONGEST:
         raise ValueError(f"max_sequence_length={args['max_sequence_length']} has to be {LONGEST} at most.")
     check_channels(components)
-    _warn_of_guidance(args)
+    warn_of_guidance(args, PROMPTS["true_cfg_scale"])
 
 
 def check_embeds_masks(args: Mapping[str, Any]) -> None:
@@ -255,9 +263,10 @@ def check_channels(components: Components) -> None:
         raise ValueError(f"The transformer takes {channels} channels, but the vae's latents have 4 x {latent}.")
 
 
-def _warn_of_guidance(args: Mapping[str, Any]) -> None:
+def warn_of_guidance(args: Mapping[str, Any], usual: float) -> None:
+    """Say where a scale (but for the `usual` one, of calls that name none) or a negative prompt has no effect."""
     scale, negative = args["true_cfg_scale"], _negative(args)
-    if scale > 1 and scale != PROMPTS["true_cfg_scale"] and not negative:
+    if scale > 1 and scale != usual and not negative:
         warnings.warn(f"true_cfg_scale={scale} has no effect without negative_prompt.", stacklevel=2)
     if scale <= 1 and negative:
         warnings.warn(f"The negative prompt has no effect with true_cfg_scale={scale}.", stacklevel=2)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from autopipeline import prompts
+from autopipeline import images, prompts
 from autopipeline.families import flux, qwenimage
 from autopipeline.families import qwenimage_edit as edit
-from autopipeline.families.qwenimage_layered import transparent
+from autopipeline.families.qwenimage_layered import clear_pixels, transparent
+from autopipeline.families.rows import Own, row_by_row
 from autopipeline.families.schedules import flow_schedule
 from autopipeline.guidance import ClassifierFree, Guidance, Unguided
 from autopipeline.models.qwenimage21 import Before
 from autopipeline.spaces import LatentSpace, Packed, factor
-from autopipeline.stage import Cond, Family, Finished, Pred, Run, Slot, Stage, TaskRow
+from autopipeline.stage import Cond, Family, Finished, Run, Slot, Stage, TaskRow
 from autopipeline.tasks.text2image import Text2Image
 
 Components = Mapping[str, Any]
@@ -43,7 +41,6 @@ TASK = TaskRow(
     whole=("image",),
 )
 SYSTEM = "Comprehend and analyze the provided prompt."
-LOOK = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 class Said(NamedTuple):
@@ -51,14 +48,6 @@ class Said(NamedTuple):
 
     states: Tensor  # (T, E)
     slots: Tensor  # (T,), true where it looks at a picture
-
-
-class Rows(nn.Module):
-    """What stands before x in each row of a run; branches one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[Before] = []
 
 
 def guide(run: Run) -> Guidance:
@@ -71,17 +60,15 @@ def encode(components: Components, text: str, pictures: Sequence[Image.Image]) -
     encoder, processor = components["text_encoder"], components["processor"]
     if encoder is None or processor is None:
         raise ValueError("This checkpoint has no text_encoder with a processor; pass prompt_embeds.")
-    looks = " ".join(f"<image{k + 1}>{LOOK}" for k in range(len(pictures)))
+    looks = " ".join(f"<image{k + 1}>{edit.LOOK}" for k in range(len(pictures)))
     system = processor.apply_chat_template(
         [dict(role="system", content=[dict(type="text", text=SYSTEM)])], tokenize=False
     )
     begin = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
     chat = f"{begin}{looks}{text or ' '}<|im_end|>\n<|im_start|>assistant\n"
-    inputs = processor([chat], [_opaque(picture) for picture in pictures]) if pictures else _plain(processor, chat)
+    opaque = [images.plain(picture, False) for picture in pictures]
+    inputs = processor([chat], opaque) if pictures else _plain(processor, chat)
     slots = inputs["input_ids"][0] == encoder.config.image_token_id
-    if "mm_token_type_ids" in inspect.signature(encoder.forward).parameters:  # of newer versions: where pictures stand
-        inputs |= dict(mm_token_type_ids=slots.int()[None])
-    here = {name: rows.to(encoder.device) for name, rows in inputs.items()}
     body: Any = getattr(encoder.model, "language_model", encoder.model)
     found: list[Tensor] = []
 
@@ -91,7 +78,7 @@ def encode(components: Components, text: str, pictures: Sequence[Image.Image]) -
     with qwenimage.LOOKING:
         hook = body.norm.register_forward_pre_hook(keep)
         try:
-            encoder(**here, use_cache=False, logits_to_keep=1)
+            encoder(**qwenimage.marked(encoder, inputs), use_cache=False, logits_to_keep=1)
         finally:
             hook.remove()
     skip = len(processor.tokenizer(system).input_ids)
@@ -101,11 +88,6 @@ def encode(components: Components, text: str, pictures: Sequence[Image.Image]) -
 def _plain(processor: Any, chat: str) -> dict[str, Tensor]:
     ids = torch.tensor([processor.tokenizer(chat).input_ids])
     return dict(input_ids=ids, attention_mask=torch.ones_like(ids))
-
-
-def _opaque(picture: Image.Image) -> Image.Image:
-    """A picture with transparency on white."""
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def _texts(components: Components, run: Run, name: str, pictures: Sequence[Image.Image]) -> list[Said]:
@@ -119,33 +101,29 @@ def _texts(components: Components, run: Run, name: str, pictures: Sequence[Image
 
 def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     """One stage: the transformer in latents, each row by itself after what it has read."""
-    network, scheduler, rows = components["transformer"], components["scheduler"], Rows()
-    space = _space(components, run)
-    own, pictures = (space.height, space.width), run["pictures"]
+    network, scheduler, own = components["transformer"], components["scheduler"], Own()
+    space, pictures = _space(components, run), run["pictures"]
+    grid, dtype = (space.height, space.width), qwenimage.dtype_of(components)
 
     def condition(run: Run, x: Tensor) -> Cond:
-        pixels = [torch.from_numpy(np.asarray(one, np.float32).transpose(2, 0, 1) / 127.5 - 1) for one in pictures]
-        latents = [space.encode(one[None], None).to(network.device, network.dtype) for one in pixels]
+        encoded = [space.encode(clear_pixels(one), None) for one in pictures]
+        latents = [one.to(network.device, network.dtype) for one in encoded]
         step = space.latents.factor
         grids = [(one.height // step, one.width // step) for one in pictures]
         names = ["negative_prompt", "prompt"] if qwenimage.guided(run) else ["prompt"]
-        rows.rows, times = [], run.batch // run.prompts
+        own.parts, times = [], run.batch // run.prompts
         for name in names:
             said = _texts(components, run, name, pictures)
             longest = max(len(each.states) for each in said)
             for each in said:
                 length = len(each.states) if run.random.apart else longest  # as users of a seed know it
                 text = each.states[None].to(network.device, network.dtype)
-                made = network.before(text, each.slots, latents, grids, own, length, kept=run["use_kv_cache"])
-                rows.rows += [made] * times
-        return {"row": torch.arange(len(rows.rows))}
+                made = network.before(text, each.slots, latents, grids, grid, length, kept=run["use_kv_cache"])
+                own.parts += [made] * times
+        return {"row": torch.arange(len(own.parts))}
 
-    def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
-        inner, time = x.to(network.device, network.dtype), (t.to(x.dtype) / 1000).to(network.device)
-        made = [
-            network(inner[k : k + 1], time[k : k + 1], rows.rows[row]) for k, row in enumerate(cond["row"].tolist())
-        ]
-        return Pred(torch.cat(made).to(x.dtype))
+    def velocity(x: Tensor, t: Tensor, before: Before) -> Tensor:
+        return network(x, t.to(dtype) / 1000, before)
 
     return (
         Stage(
@@ -153,12 +131,12 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
             network=network,
             space=space,
             scheduler=scheduler,
-            dtype=qwenimage.dtype_of(components),
-            schedule=lambda run: flow_schedule(scheduler, run, network.device, own[0] * own[1]),
+            dtype=dtype,
+            schedule=lambda run: flow_schedule(scheduler, run, network.device, grid[0] * grid[1]),
             condition=condition,
             guide=guide,
-            predict=predict,
-            beside=(rows,),
+            predict=row_by_row(network, own, velocity),
+            beside=(own,),
         ),
     )
 
@@ -206,11 +184,7 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     if args["pictures"] and (args["prompt_embeds"] is not None or args["negative_prompt_embeds"] is not None):
         raise ValueError("Embeddings don't say where they look at pictures; pass texts beside image.")
     flux.check_size(components, args)
-    scale, negative = args["true_cfg_scale"], args["negative_prompt"] or args["negative_prompt_embeds"] is not None
-    if scale > 1 and not negative and args["negative_prompt"] is None:
-        warnings.warn(f"true_cfg_scale={scale} has no effect without negative_prompt.", stacklevel=2)
-    if scale <= 1 and negative:
-        warnings.warn(f"The negative prompt has no effect with true_cfg_scale={scale}.", stacklevel=2)
+    qwenimage.warn_of_guidance(args, TASK.params["true_cfg_scale"])
 
 
 FAMILY = Family(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +31,7 @@ SIDES = {640: 640, 1024: 1024}
 WORDS = 512
 """Tokens of a description that the text encoder writes itself, at most."""
 _ASK = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
-_LOOK = "\n<|vision_start|><|image_pad|><|vision_end|><|im_end|>\n<|im_start|>assistant\n"
+_LOOK = f"\n{edit.LOOK}{qwenimage.AFTER}"
 ENGLISH = (
     "# Image Annotator\nYou are a professional\nimage annotator. Please write an image caption based on the input "
     "image:\n1. Write the caption using natural,\ndescriptive language without structured formats or rich text.\n"
@@ -136,18 +135,19 @@ def transparent(picture: Any, height: int, width: int) -> Image.Image:
     return one.convert("RGBA").resize((width, height), images.LANCZOS)
 
 
+def clear_pixels(picture: Image.Image) -> Tensor:
+    """Such a picture as (1, 4, H, W) in -1..1."""
+    return torch.from_numpy(np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 127.5 - 1)
+
+
 def caption(components: Components, picture: Image.Image, english: bool) -> str:
     """What the text encoder sees in a picture: the likeliest words, whatever it draws by chance elsewhere."""
     encoder, processor = components["text_encoder"], components["processor"]
     if encoder is None or processor is None:
         raise ValueError("Without a text_encoder and a processor no description can be written; pass a prompt.")
     inputs = processor([f"{_ASK}{ENGLISH if english else CHINESE}{_LOOK}"], [picture])
-    seen = inputs["input_ids"] == encoder.config.image_token_id
-    if "mm_token_type_ids" in inspect.signature(encoder.forward).parameters:  # of newer versions: where pictures stand
-        inputs |= dict(mm_token_type_ids=seen.int())
     with qwenimage.LOOKING:
-        here = {name: rows.to(encoder.device) for name, rows in inputs.items()}
-        said = encoder.generate(**here, max_new_tokens=WORDS, do_sample=False)
+        said = encoder.generate(**qwenimage.marked(encoder, inputs), max_new_tokens=WORDS, do_sample=False)
     words = said[0, inputs["input_ids"].shape[1] :]
     return processor.tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
 
@@ -167,7 +167,7 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
         return qwenimage.branches(run, encode, run["max_sequence_length"])
 
     stage = qwenimage.stage(components, packed, texts, *[own] * (run["layers"] + 1))
-    pixels = torch.stack([_pixels(picture) for picture in many])
+    pixels = torch.cat([clear_pixels(picture) for picture in many])
     whole = edit.beside(replace(stage, space=Layers(packed, run["layers"])), [pixels])
 
     def condition(run: Run, x: Tensor) -> Cond:
@@ -181,10 +181,6 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
         return flow_schedule(scheduler, run, stage.device, tokens, (tokens / 256) ** 0.5)
 
     return (replace(whole, condition=condition, guide=guide, schedule=schedule),)
-
-
-def _pixels(picture: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(picture, np.float32).transpose(2, 0, 1) / 127.5 - 1)
 
 
 def finish(components: Components, run: Run, x: Tensor) -> Finished:

@@ -209,8 +209,7 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
             raise ValueError(f"{side}={args[side]} is not a positive multiple of 8 pixels.")
     if args.get("mask_image") is not None:
         images.same_size(args["image"], args["mask_image"])
-    if components.get("safety_checker") is not None and components.get("feature_extractor") is None:
-        raise ValueError("A safety checker needs feature_extractor beside it; load both, or pass safety_checker=None.")
+    check_safety(components)
     skip = args.get("clip_skip")
     if skip is None:
         return
@@ -218,6 +217,12 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     layers = min((encoder.config.num_hidden_layers for encoder in encoders), default=0)
     if not 0 <= skip < layers:
         raise ValueError(f"clip_skip={skip} has to be between 0 and {layers - 1} for this text encoder.")
+
+
+def check_safety(components: Components) -> None:
+    """Refuse a safety checker that has nothing to look through."""
+    if components.get("safety_checker") is not None and components.get("feature_extractor") is None:
+        raise ValueError("A safety checker needs feature_extractor beside it; load both, or pass safety_checker=None.")
 
 
 def stages(components: Components, run: Run) -> tuple[Stage, ...]:

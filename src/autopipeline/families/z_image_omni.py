@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from autopipeline import images, prompts
 from autopipeline.families import flux2, z_image
+from autopipeline.families.rows import Own, row_by_row
 from autopipeline.models.z_image_omni import Look, Sight, sight, within_sight
 from autopipeline.spaces import LatentSpace, factor
-from autopipeline.stage import Cond, Pred, Run, Slot, Stage, TaskRow
+from autopipeline.stage import Cond, Run, Slot, Stage, TaskRow
 from autopipeline.tasks.text2image import Text2Image
 
 Components = Mapping[str, Any]
@@ -29,14 +30,6 @@ SLOTS = {
 TASK = TaskRow(task=Text2Image, params=dict(image=None) | z_image.params({}), whole=("image",))
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 BEGIN, END = "<|vision_start|>", "<|vision_end|>"
-
-
-class Sights(nn.Module):
-    """What each row of a run sees; branches one after the other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows: list[Sight] = []
 
 
 def pieces(text: str, pictures: int) -> list[str]:
@@ -90,7 +83,7 @@ def _middle(picture: Image.Image, step: int) -> Tensor:
 def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     """Z-Image's own stage, each row by itself in sight of the pictures."""
     (stage,) = z_image.stages(components, run)
-    network, sights = components["transformer"], Sights()
+    network, own = components["transformer"], Own()
 
     def condition(run: Run, x: Tensor) -> Cond:
         texts = _texts(components, run, "prompt")
@@ -100,18 +93,14 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
         rows = [
             sight(network, [piece.to(network.device, network.dtype) for piece in text], seen, size) for text in texts
         ]
-        sights.rows = [row for row in rows for _ in range(run.batch // run.prompts)]
-        return {"row": torch.arange(len(sights.rows))}
+        own.parts = [row for row in rows for _ in range(run.batch // run.prompts)]
+        return {"row": torch.arange(len(own.parts))}
 
-    def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
-        time, rows = ((1000 - t) / 1000).to(network.device), cond["row"].tolist()
-        inner = x.to(network.device, network.dtype)
-        made = [
-            within_sight(network, inner[k : k + 1], time[k : k + 1], sights.rows[row]) for k, row in enumerate(rows)
-        ]
-        return Pred(-torch.cat(made).to(x.dtype))
+    def velocity(x: Tensor, t: Tensor, seen: Sight) -> Tensor:
+        return -within_sight(network, x, (1000 - t) / 1000, seen)
 
-    return (replace(stage, condition=condition, predict=predict, public={}, beside=(sights,)),)
+    predict = row_by_row(network, own, velocity)
+    return (replace(stage, condition=condition, predict=predict, public={}, beside=(own,)),)
 
 
 def _texts(components: Components, run: Run, name: str) -> list[list[Tensor]]:

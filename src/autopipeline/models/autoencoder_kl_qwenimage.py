@@ -7,7 +7,7 @@ parameters have the shapes of the checkpoint.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,10 @@ class FrameConv(nn.Conv3d):
         return functional.conv2d(input, self.weight[:, :, -1], self.bias, padding=self.around)
 
 
+Conv = Callable[[int, int, int], nn.Module]
+"""From channels, channels made and the side of its window to a convolution that keeps the size."""
+
+
 class ChannelNorm(nn.Module):
     """Each place's channels to length sqrt(C), then scaled; the weight has `axes` more axes, as in the checkpoint."""
 
@@ -58,11 +62,11 @@ class ChannelNorm(nn.Module):
 class Residual(nn.Module):
     """Two convolutions, and around."""
 
-    def __init__(self, channels: int, out: int) -> None:
+    def __init__(self, channels: int, out: int, conv: Conv = FrameConv) -> None:
         super().__init__()
-        self.norm1, self.conv1 = ChannelNorm(channels, 3), FrameConv(channels, out, 3)
-        self.norm2, self.conv2 = ChannelNorm(out, 3), FrameConv(out, out, 3)
-        self.conv_shortcut = FrameConv(channels, out, 1) if channels != out else nn.Identity()
+        self.norm1, self.conv1 = ChannelNorm(channels, 3), conv(channels, out, 3)
+        self.norm2, self.conv2 = ChannelNorm(out, 3), conv(out, out, 3)
+        self.conv_shortcut = conv(channels, out, 1) if channels != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out, H, W)."""
@@ -103,10 +107,10 @@ class Resample(nn.Module):
 class Middle(nn.Module):
     """Two residual blocks with attention between them."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, conv: Conv = FrameConv) -> None:
         super().__init__()
         self.attentions = nn.ModuleList([Mixing(channels)])
-        self.resnets = nn.ModuleList([Residual(channels, channels) for _ in range(2)])
+        self.resnets = nn.ModuleList([Residual(channels, channels, conv) for _ in range(2)])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""

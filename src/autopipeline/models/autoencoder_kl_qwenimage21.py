@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
 from autopipeline.models.autoencoder_kl import Posterior
-from autopipeline.models.autoencoder_kl_qwenimage import ChannelNorm, Mixing
+from autopipeline.models.autoencoder_kl_qwenimage import ChannelNorm, Middle, Residual
 from autopipeline.models.network import Network
 
 # fmt: off
@@ -45,34 +45,6 @@ def conv(channels: int, out: int, side: int) -> nn.Conv2d:
     return nn.Conv2d(channels, out, side, padding=side // 2)
 
 
-class Residual(nn.Module):
-    """Two convolutions, and around."""
-
-    def __init__(self, channels: int, out: int) -> None:
-        super().__init__()
-        self.norm1, self.conv1 = ChannelNorm(channels, 3), conv(channels, out, 3)
-        self.norm2, self.conv2 = ChannelNorm(out, 3), conv(out, out, 3)
-        self.conv_shortcut = conv(channels, out, 1) if channels != out else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, out, H, W)."""
-        made = self.conv1(functional.silu(self.norm1(x)))
-        return self.conv2(functional.silu(self.norm2(made))) + self.conv_shortcut(x)
-
-
-class Middle(nn.Module):
-    """Two residual blocks with attention between them."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.attentions = nn.ModuleList([Mixing(channels)])
-        self.resnets = nn.ModuleList([Residual(channels, channels) for _ in range(2)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same."""
-        return self.resnets[1](self.attentions[0](self.resnets[0](x)))
-
-
 class Change(nn.Module):
     """Half or twice the resolution; `timed`: with weights for further frames."""
 
@@ -96,7 +68,7 @@ class DownBlock(nn.Module):
         super().__init__()
         self.frames, self.sides = (2 if timed else 1), (1 if timed is None else 2)
         self.out = out
-        self.resnets = nn.ModuleList([Residual(out if j else channels, out) for j in range(layers)])
+        self.resnets = nn.ModuleList([Residual(out if j else channels, out, conv) for j in range(layers)])
         if timed is not None:
             self.downsampler = Change(out, up=False, timed=timed)
 
@@ -121,7 +93,7 @@ class UpBlock(nn.Module):
     def __init__(self, channels: int, out: int, layers: int, timed: bool | None) -> None:
         super().__init__()
         self.frames, self.out = (2 if timed else 1), out
-        self.resnets = nn.ModuleList([Residual(out if j else channels, out) for j in range(layers)])
+        self.resnets = nn.ModuleList([Residual(out if j else channels, out, conv) for j in range(layers)])
         if timed is not None:
             self.upsampler = Change(out, up=True, timed=timed)
 
@@ -149,7 +121,7 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList(
             [DownBlock(*pair, layers, timed[k] if k < len(timed) else None) for k, pair in levels]
         )
-        self.mid_block = Middle(widths[-1])
+        self.mid_block = Middle(widths[-1], conv)
         self.norm_out = ChannelNorm(widths[-1], 3)
         self.conv_out = conv(widths[-1], out, 3)
 
@@ -167,7 +139,7 @@ class Decoder(nn.Module):
     def __init__(self, channels: int, out: int, widths: Sequence[int], layers: int, timed: Sequence[bool]) -> None:
         super().__init__()
         self.conv_in = conv(channels, widths[0], 3)
-        self.mid_block = Middle(widths[0])
+        self.mid_block = Middle(widths[0], conv)
         levels = enumerate(itertools.pairwise(widths))
         self.up_blocks = nn.ModuleList(
             [UpBlock(*pair, layers + 1, timed[k] if k < len(timed) else None) for k, pair in levels]

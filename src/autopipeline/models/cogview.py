@@ -80,6 +80,16 @@ class Memory:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
+    @classmethod
+    def of(cls, gathered: Sequence[Memory], times: int) -> Memory:
+        """Those of several prompts as one to recall, each for so many rows."""
+        one = cls()
+        one.gathering = False
+        for own, kind in ((one.keys, "keys"), (one.values, "values")):
+            rows = torch.cat([torch.cat(getattr(each, kind), 2) for each in gathered])
+            own.append(rows.repeat_interleave(times, 0))
+        return one
+
     def met(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens' own, (R, heads, L, D / heads); when recalling, after those of the pictures of each row."""
         if self.gathering:

@@ -18,7 +18,7 @@ from autopipeline.models.embeddings import TimestepEmbedding
 from autopipeline.models.flux import FeedForward, Modulation, StreamAttention, modulate, within
 from autopipeline.models.flux_controlnet import Corrections
 from autopipeline.models.network import Network
-from autopipeline.models.rotary import rotary
+from autopipeline.models.rotary import centred_places, rotary
 
 TIME = 256
 """Width of the sinusoidal embedding of time."""
@@ -171,11 +171,7 @@ def places(tokens: int, *grids: tuple[int, int], layered: bool = False) -> Tenso
     edge = max(edge, last) if layered else edge
     found = [torch.arange(edge, edge + tokens)[:, None].expand(-1, 3)]
     for k, (height, width) in enumerate(grids):
-        axes = (
-            torch.tensor([-1 if layered and k == last else k]),
-            *(torch.arange(side) - (side - side // 2) for side in (height, width)),
-        )
-        found.append(torch.cartesian_prod(*axes))
+        found.append(centred_places(height, width, -1 if layered and k == last else k))
     return torch.cat(found)
 
 

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.models.attention import attend
-from autopipeline.models.embeddings import sinusoidal
+from autopipeline.models.cogview import normal
+from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.flux import within
 from autopipeline.models.network import Network
-from autopipeline.models.rotary import rotary, turn
+from autopipeline.models.rotary import centred_places, rotary, turn
 
 TIME, SLOT = 256, 4
 """Width of the sinusoidal embedding of time; tokens of a picture where the text encoder has one."""
@@ -65,15 +66,12 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.timestep_embedder = nn.Module()
-        self.timestep_embedder.linear_1 = nn.Linear(TIME, width, bias=False)
-        self.timestep_embedder.linear_2 = nn.Linear(width, width, bias=False)
+        self.timestep_embedder = TimestepEmbedding(TIME, width, bias=False)
 
     def forward(self, t: Tensor) -> Tensor:
         """(1,) in 0..1 to (1, D)."""
-        waves = sinusoidal(1000 * t.float(), TIME, cosine_first=True, shift=0).to(t.dtype)
-        first, second = self.timestep_embedder.linear_1, self.timestep_embedder.linear_2
-        return second(functional.silu(first(waves)))  # type: ignore[operator]
+        waves = sinusoidal(1000 * t.float(), TIME, cosine_first=True, shift=0)
+        return self.timestep_embedder(waves.to(t.dtype))
 
 
 class FeedForward(nn.Module):
@@ -126,11 +124,6 @@ class Block(nn.Module):
         mixed, pair = self.attn(normal(x, self.eps) * (1 + scale), table, mask, before)
         x = x + gate.tanh() * mixed
         return within(x + gate_fed.tanh() * self.img_mlp(normal(x, self.eps) * (1 + scale_fed))), pair
-
-
-def normal(x: Tensor, eps: float) -> Tensor:
-    """Layer norm without weights."""
-    return functional.layer_norm(x, x.shape[-1:], eps=eps)
 
 
 class QwenImage21Transformer2DModel(Network):
@@ -190,7 +183,7 @@ class QwenImage21Transformer2DModel(Network):
         for k, (latents, grid) in enumerate(zip(pictures, grids, strict=True)):
             begin = cursor + int(slots[cursor:].int().argmax())
             parts += [words[:, cursor:begin], self.img_in(latents)]
-            places += [_along(position, begin - cursor), _plane(position + begin - cursor, *grid)]
+            places += [_along(position, begin - cursor), centred_places(*grid, position + begin - cursor)]
             marks += [torch.full((begin - cursor,), -1), torch.full((latents.shape[1],), k)]
             position += begin - cursor + max(grid)
             cursor = begin + latents.shape[1] // SLOT
@@ -203,7 +196,9 @@ class QwenImage21Transformer2DModel(Network):
         order = torch.arange(len(mark), device=text.device)
         mask = (order[:, None] >= order) | ((mark[:, None] == mark) & (mark >= 0))
         dims = self.config.axes_dims_rope
-        table, last = (rotary(each, dims)[None].to(text.device) for each in (torch.cat(places), _plane(position, *own)))
+        table, last = (
+            rotary(each, dims)[None].to(text.device) for each in (torch.cat(places), centred_places(*own, position))
+        )
         found = Before(seen, table, last, mask[None, None], ())
         return found._replace(pairs=self._pairs(found)) if kept and self.config.causal_condition else found
 
@@ -235,9 +230,3 @@ class QwenImage21Transformer2DModel(Network):
 def _along(position: int, count: int) -> Tensor:
     """Places (count, 3) of text, the same on all axes."""
     return torch.arange(position, position + count)[:, None].expand(-1, 3)
-
-
-def _plane(position: int, height: int, width: int) -> Tensor:
-    """Places (height * width, 3) of a picture, whose middle stands at 0."""
-    axes = (torch.arange(side) - (side - side // 2) for side in (height, width))
-    return torch.cartesian_prod(torch.tensor([position]), *axes)

@@ -39,3 +39,8 @@ def grid_places(height: int, width: int, first: int = 0) -> Tensor:
     """Places (height * width, 3) of a picture's tokens, row by row: `first`, row, column."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     return torch.stack([torch.full_like(rows, first), rows, columns], -1).flatten(0, 1)
+
+
+def centred_places(height: int, width: int, first: int = 0) -> Tensor:
+    """The same with the picture's middle at row and column 0."""
+    return grid_places(height, width, first) - torch.tensor([0, height - height // 2, width - width // 2])
