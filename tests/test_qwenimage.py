@@ -264,6 +264,8 @@ def test_layers_of_several_prompts_and_a_description(layered: Any) -> None:
         (dict(layers=0), "layers=0 has to be"),
         (dict(image=[clear(64, 64)] * 3, prompt=["a", "b"]), "3 pictures for 2 prompts"),
         (dict(guidance_scale=2.0), "guidance_scale has no effect"),
+        (dict(use_en_prompt=True), "only where a description is written"),
+        (dict(cfg_normalize=True, negative_prompt=None, true_cfg_scale=4.0), "no effect without guidance"),
         (dict(image=None), "needs image"),
     ],
 )

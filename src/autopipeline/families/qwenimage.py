@@ -91,10 +91,11 @@ CONTROLNET = {
 
 def guided(run: Run) -> bool:
     """Whether there is a negative branch."""
-    return run["true_cfg_scale"] > 1 and _negative(run.args)
+    return run["true_cfg_scale"] > 1 and negative(run.args)
 
 
-def _negative(args: Mapping[str, Any]) -> bool:
+def negative(args: Mapping[str, Any]) -> bool:
+    """Whether a call says what to lead away from."""
     return args["negative_prompt"] is not None or args["negative_prompt_embeds"] is not None
 
 
@@ -265,10 +266,10 @@ def check_channels(components: Components) -> None:
 
 def warn_of_guidance(args: Mapping[str, Any], usual: float) -> None:
     """Say where a scale (but for the `usual` one, of calls that name none) or a negative prompt has no effect."""
-    scale, negative = args["true_cfg_scale"], _negative(args)
-    if scale > 1 and scale != usual and not negative:
+    scale, against = args["true_cfg_scale"], negative(args)
+    if scale > 1 and scale != usual and not against:
         warnings.warn(f"true_cfg_scale={scale} has no effect without negative_prompt.", stacklevel=2)
-    if scale <= 1 and negative:
+    if scale <= 1 and against:
         warnings.warn(f"The negative prompt has no effect with true_cfg_scale={scale}.", stacklevel=2)
 
 

@@ -204,6 +204,10 @@ def check(components: Components, args: Mapping[str, Any]) -> None:
     """Refuse what can't work, before anything is computed."""
     qwenimage.check_texts(components, args)
     flux.check_size(components, args)
+    if args["use_en_prompt"] and args["prompt"] not in ("", " "):
+        raise ValueError("use_en_prompt has an effect only where a description is written, without a prompt.")
+    if args["cfg_normalize"] and (args["true_cfg_scale"] <= 1 or not qwenimage.negative(args)):
+        raise ValueError("cfg_normalize has no effect without guidance: true_cfg_scale above 1 and negative_prompt.")
     given, wanted = len(args["image"]), prompts.count(args)
     if given not in (1, wanted):
         raise ValueError(f"There are {given} pictures for {wanted} prompts; give one, or one for each.")
