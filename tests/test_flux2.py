@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import diffusers
@@ -114,3 +115,17 @@ def test_every_prompt_sees_all_pictures(checkpoint: Any) -> None:
 def test_what_is_cut_is_said(checkpoint: Any) -> None:
     with pytest.warns(UserWarning, match=r"this part is cut: '.*red cat"):
         load(checkpoint, "flux2")(**SMALL | dict(max_sequence_length=8), height=32, width=32)
+
+
+def test_threads_share_a_tokenizer(checkpoint: Any) -> None:
+    """transformers' tokenizers write a call's padding and truncation into themselves."""
+    tokenizer = load(checkpoint, "flux2").components["tokenizer"]
+
+    def widths(length: int | None) -> set[int]:
+        fixed = {} if length is None else dict(padding="max_length", truncation=True, max_length=length)
+        return {len(tokenizer("a red cat " * 9, **fixed).input_ids) for _ in range(300)}
+
+    lengths = [None, 5, None, 70, 9, None]
+    serial = [widths(length) for length in lengths]
+    with ThreadPoolExecutor(len(lengths)) as pool:
+        assert list(pool.map(widths, lengths)) == serial

@@ -39,6 +39,8 @@ CLASSES = frozenset(
 _ONE_AT_A_TIME = threading.Lock()
 """Held while a model is loaded: transformers switches off the making and tying of weights for the whole process, and
 where two load at once, they may stay switched off."""
+_ENCODING = threading.RLock()
+"""Held while a tokenizer encodes: it writes padding and truncation into itself before it does."""
 
 
 def find(component: str, class_name: str) -> type[Any]:
@@ -84,7 +86,7 @@ def read(
     load: Any = cls.from_pretrained  # type: ignore[attr-defined]
     try:
         if not issubclass(cls, torch.nn.Module):
-            return load(folder, **local)
+            return _safe(load(folder, **local))
         files = dict(variant=variant, use_safetensors=use_safetensors or None)
         with _ONE_AT_A_TIME:
             model = load(folder, dtype="auto" if dtype is None else dtype, **files, **local)
@@ -92,3 +94,20 @@ def read(
         why = str(error).strip().partition("\n")[0].rstrip(".")
         raise CheckpointError(f"{folder} does not hold a {cls.__name__}: {why}.") from error
     return model.to(device).eval() if device is not None else model.eval()
+
+
+class _OneAtATime:
+    """Encoding under a lock, so that threads with other lengths don't cut and pad each other's texts."""
+
+    def _encode_plus(self, *args: Any, **options: Any) -> Any:
+        with _ENCODING:
+            return super()._encode_plus(*args, **options)  # type: ignore[misc]
+
+
+def _safe(one: Any) -> Any:
+    """A tokenizer, or a processor with its tokenizer, that threads may share."""
+    tokenizer = getattr(one, "tokenizer", one)
+    if hasattr(tokenizer, "_encode_plus"):
+        cls = type(tokenizer)
+        tokenizer.__class__ = type(cls.__name__, (_OneAtATime, cls), {"__module__": cls.__module__})
+    return one
