@@ -126,7 +126,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "kandinsky22": STAGES,
     "wuerstchen": STAGES | dict(height=128, width=128),
     "cascade": STAGES | dict(height=128, width=128),
-    "kandinsky3": dict(height=64, width=64, guidance_scale=1.0),
+    "kandinsky3": dict(height=64, width=64, guidance_scale=1.0, pag_scale=0.5),
     "lumina": dict(max_sequence_length=16, clean_caption=False),
     "lumina2": dict(max_sequence_length=24, system_prompt="sun"),
     "sana": SMALL | dict(use_resolution_binning=False, complex_human_instruction=None),
@@ -134,12 +134,11 @@ CALLS: dict[str, dict[str, Any]] = {
 """What the calls of a family (its key) need to be quick, where its size does not follow from the network."""
 UNDRAWN: dict[str, dict[str, Any]] = {
     "hunyuan": dict(scheduler="DDIM"),
-    "hunyuan-pag": dict(scheduler="DDIM"),
     "lcm": dict(num_inference_steps=1),
     "kandinsky3": dict(scheduler="DDIM"),
     "if": dict(scheduler="DDIM"),
 }
-"""What keeps a row's steps from drawing noise of their own."""
+"""What keeps a row's steps, with PAG or without, from drawing noise of their own."""
 OTHERWISE_DRAWN = ("flux-control",)
 """Rows whose inpainting draws its noise at another place than image-to-image does, as users of a seed know it."""
 
@@ -313,6 +312,24 @@ def test_taking_add_ons_off_and_putting_them_back(load: Any, seen: Any, key: str
     assert np.array_equal(seen(key, task), call(back, task))
 
 
+@pytest.mark.parametrize(("key", "task"), [case for case in CASES if "PAG" in ROWS[case[0]].addons])
+def test_perturbed_attention_pushes(load: Any, seen: Any, key: str, task: str) -> None:
+    """Without strength it is the picture without PAG; with it, another one, and which attentions matters."""
+    pipe = load(key, task)
+    plain = call(pipe, task, pag_scale=0.0)
+    pushed = [seen(key, task), seen(key, task, pag_scale=1.0), seen(key, task, pag_adaptive_scale=0.003)]
+    networks = [part for part in pipe.components.values() if hasattr(part, "self_attentions")]
+    if all(len(list(part.self_attentions())) > 1 for part in networks):
+        pushed.append(call(type(pipe).from_pipe(pipe, pag_applied_layers=[".*"]), task))
+    for k, picture in enumerate(pushed):
+        assert np.isfinite(picture).all()
+        assert min(np.abs(picture - other).max() for other in [plain, *pushed[:k]]) > 1e-5, k
+    if "Control" in ROWS[key].addons or "Inpaint" in ROWS[key].addons:
+        return  # is a checkpoint of its own
+    without = getattr(ap, AUTO[task]).from_pipe(pipe, enable_pag=False)
+    assert np.array_equal(call(without, task), plain)
+
+
 @pytest.mark.parametrize(("key", "task"), CASES)
 def test_the_first_class_follows_its_inputs(load: Any, seen: Any, checkpoint: Checkpoint, key: str, task: str) -> None:
     first = next(iter(ROWS[key].classes))
@@ -373,7 +390,7 @@ def test_stream_ends_with_the_result(load: Any, seen: Any, key: str, task: str) 
 @pytest.mark.parametrize("key", list(ROWS))
 def test_threads_on_one_pipeline(load: Any, key: str) -> None:
     row, side = ROWS[key], CALLS.get(ROWS[key].family, {}).get("height", 64)
-    more = side * 3 // 2 if key in ("glm_image", "qwenimage21") else side * 5 // 4  # whole tokens
+    more = side * 3 // 2 if ROWS[key].family in ("glm_image", "qwenimage21") else side * 5 // 4  # whole tokens
     sizes = [(side, side), (side, side * 3 // 2), (more, side), (side, side)] * 2
     tasks = [task for task in row.classes if not (made(key).inpaint and task == "inpaint")] * 8  # type: ignore[union-attr]
     pipes = {task: load(key, task) for task in row.classes}
@@ -423,9 +440,10 @@ def test_a_full_mask_is_image_to_image_and_an_empty_one_the_original(
     monkeypatch.setattr(Posterior, "sample", lambda self, noise: (self.mode(), noise() if callable(noise) else 0)[0])
     white, black = tiny.mask().point(lambda _: 255), tiny.mask().point(lambda _: 0)
     sides = {side: 64 for side in ("height", "width") if side in params}
-    common = dict(output_type="latent", num_inference_steps=5) | UNDRAWN.get(key, {})
+    common = dict(output_type="latent", num_inference_steps=5) | UNDRAWN.get(key.removesuffix("-pag"), {})
     painted = call(pipe, "inpaint", mask_image=white, **sides, **common)
-    if key not in OTHERWISE_DRAWN and "strength" in params.keys() & whole_params.keys():  # else it starts from noise
+    from_picture = "strength" in params.keys() & whole_params.keys()  # else it starts from noise
+    if from_picture and key.removesuffix("-pag") not in OTHERWISE_DRAWN:
         said = arguments(pipe, "inpaint", **sides, **common)
         same = {name: value for name, value in (params | said).items() if name in whole_params}
         same = {name: value for name, value in same.items() if value != whole_params[name]}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import tiny
 from autopipeline import CheckpointError
+from autopipeline.models import attention
 from autopipeline.models.autoencoder_kl import AutoencoderKL
 from autopipeline.models.autoencoder_tiny import AutoencoderTiny
 from autopipeline.models.clip import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
@@ -585,3 +586,26 @@ def test_peak_memory_of_loading(dtype: str, share: float, tmp_path: Path) -> Non
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert int(done.stdout) <= share * size
+
+
+@pytest.mark.parametrize("mask", [None, "words", "bias", "pairs"])
+@pytest.mark.parametrize(
+    ("queries", "picture"), [(9, slice(4, None)), (9, slice(5)), (9, slice(2, 6)), (5, slice(4, 9))]
+)
+def test_a_picture_apart(queries: int, picture: slice, mask: str | None) -> None:
+    """In the rows marked, its tokens see of it only themselves; everything else is as ever."""
+    q, k, v = (torch.randn(3, 2, n, 8, generator=torch.Generator().manual_seed(n)) for n in (queries, 9, 10))
+    v, rows = v[:, :, :9], torch.tensor([True, False, True])
+    among = torch.zeros(9, dtype=torch.bool)
+    among[picture] = True
+    seen = ~(among[:, None] & among) | torch.eye(9, dtype=torch.bool)
+    seen = torch.where(rows[:, None, None, None], seen, True)[:, :, 9 - queries :]
+    drawn = torch.randn(3, 1, queries, 9, generator=torch.Generator().manual_seed(1))
+    words = torch.ones(3, 1, 1, 9, dtype=torch.bool)
+    words[..., ~among] = torch.rand(3, 1, 1, int((~among).sum()), generator=torch.Generator().manual_seed(2)) > 0.5
+    given = {None: None, "words": words, "bias": drawn, "pairs": (drawn > -1) | among}[mask]
+    expected = (
+        seen if given is None else seen & given if given.dtype == torch.bool else given.masked_fill(~seen, -torch.inf)
+    )
+    actual = attention.attend(q, k, v, attention.Apart(rows, picture, given))
+    assert torch.allclose(actual, attention.attend(q, k, v, expected), atol=1e-6)

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 from autopipeline import families
 
@@ -23,6 +24,14 @@ AUTO = {
 NOUNS = {"text2image": "text-to-image", "image2image": "image-to-image", "inpaint": "inpainting"}
 
 
+class Spelling(NamedTuple):
+    """What class names are made of."""
+
+    stem: str
+    addons: str  # in the order of the names
+    endings: dict[str, str]  # by task, before "Pipeline"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """A key of the mapping: a family with some add-ons, and the class for each task that it has."""
@@ -31,6 +40,7 @@ class Row:
     family: str  # the key of the family without add-ons
     addons: frozenset[str]
     classes: dict[str, str]  # task -> class name
+    spelling: Spelling | None = None  # how those are made; None where a family from elsewhere names them
     ours: tuple[str, ...] = ()  # tasks with names by the same rule, but of no class that others know
     whole: str | None = None  # of a part: the key that AutoPipeline takes in its place, "" where there is none
 
@@ -52,36 +62,43 @@ class Coordinates:
 _LETTERS = {"t": "text2image", "i": "image2image", "p": "inpaint"}
 
 
-def _row(key: str, stem: str, tasks: str, addons: str = "", family: str = "", ours: str = "", **spelled: str) -> Row:
-    middle = "".join(addons.split())
-    classes = {
-        _LETTERS[letter]: spelled.get(_LETTERS[letter], f"{stem}{middle}{SUFFIXES[_LETTERS[letter]]}Pipeline")
-        for letter in tasks + ours
-    }
+def _row(key: str, stem: str, tasks: str, addons: str = "", family: str = "", ours: str = "", **endings: str) -> Row:
+    """A row; `endings` say what stands after stem and add-ons in the names of tasks where it is not the usual."""
+    middle, every = "".join(addons.split()), [_LETTERS[letter] for letter in tasks + ours]
+    spelling = Spelling(stem, addons, {task: endings.get(task, SUFFIXES[task]) for task in every})
+    classes = {task: f"{stem}{middle}{spelling.endings[task]}Pipeline" for task in every}
     new = tuple(_LETTERS[letter] for letter in ours)
-    return Row(key=key, family=family or key, addons=frozenset(addons.split()), classes=classes, ours=new)
+    return Row(
+        key=key, family=family or key, addons=frozenset(addons.split()), classes=classes, spelling=spelling, ours=new
+    )
 
 
 def _combined(key: str, stem: str, tasks: str) -> Row:
     """A two-stage family: the class of both stages together."""
-    spelled = {_LETTERS[letter]: f"{stem}{SUFFIXES[_LETTERS[letter]]}CombinedPipeline" for letter in tasks}
-    return _row(key, stem, tasks, **spelled)
+    return _row(key, stem, tasks, **{task: f"{ending}Combined" for task, ending in SUFFIXES.items()})
 
 
-def _part(key: str, stem: str, tasks: str, whole: str = "", **spelled: str) -> Row:
+def _perturbed(row: Row) -> Row:
+    """The row with PAG, which nobody else has classes for."""
+    stem, addons, endings = row.spelling or Spelling("", "", {})
+    letters = "".join(letter for letter, task in _LETTERS.items() if task in row.classes)
+    return _row(f"{row.key}-pag", stem, "", f"{addons} PAG", row.family, ours=letters, **endings)
+
+
+def _part(key: str, stem: str, tasks: str, whole: str = "", **endings: str) -> Row:
     """A stage that is a pipeline of its own, which DiffusionPipeline loads."""
-    return replace(_row(key, stem, tasks, **spelled), whole=whole)
+    return replace(_row(key, stem, tasks, **endings), whole=whole)
 
 
 _SD, _XL, _SD3 = "stable-diffusion", "stable-diffusion-xl", "stable-diffusion-3"
 _FLUX, _QWEN, _ZIMAGE = "Flux", "QwenImage", "ZImage"
 
-ROWS = (
+_NAMED = (
     _row(_SD, "StableDiffusion", "tip"),
     _row(_XL, "StableDiffusionXL", "tip"),
     _row(_SD3, "StableDiffusion3", "tip"),
     _row("stable-diffusion-3-pag", "StableDiffusion3", "ti", "PAG", _SD3, ours="p"),
-    _row("if", "IF", "tip", inpaint="IFInpaintingPipeline"),
+    _row("if", "IF", "tip", inpaint="Inpainting"),
     _row("hunyuan", "HunyuanDiT", "t", ours="ip"),
     _row("hunyuan-pag", "HunyuanDiT", "t", "PAG", "hunyuan", ours="ip"),
     _combined("kandinsky", "Kandinsky", "tip"),
@@ -97,7 +114,7 @@ ROWS = (
         "ControlNet",
         _SD3,
         ours="i",
-        inpaint="StableDiffusion3ControlNetInpaintingPipeline",
+        inpaint="Inpainting",
     ),
     _row("stable-diffusion-3-controlnet-pag", "StableDiffusion3", "", "ControlNet PAG", _SD3, ours="tip"),
     _combined("wuerstchen", "Wuerstchen", "t"),
@@ -117,9 +134,9 @@ ROWS = (
     _row("flux", _FLUX, "tip"),
     _row("flux-control", _FLUX, "tip", "Control", "flux"),
     _row("flux-controlnet", _FLUX, "tip", "ControlNet", "flux"),
-    _row("flux-kontext", "FluxKontext", "ti", image2image="FluxKontextPipeline"),
-    _row("flux2-klein", "Flux2Klein", "ti", image2image="Flux2KleinPipeline"),
-    _row("flux2", "Flux2", "ti", image2image="Flux2Pipeline"),
+    _row("flux-kontext", "FluxKontext", "ti", image2image=""),
+    _row("flux2-klein", "Flux2Klein", "ti", image2image=""),
+    _row("flux2", "Flux2", "ti", image2image=""),
     _row("ideogram4", "Ideogram4", "t", ours="ip"),
     _row("krea2", "Krea2", "t", ours="ip"),
     _row("lumina", "Lumina", "t", ours="ip"),
@@ -135,9 +152,9 @@ ROWS = (
     _row("qwenimage", _QWEN, "tip"),
     _row("qwenimage21", "QwenImage21", "t"),
     _row("qwenimage-controlnet", _QWEN, "t", "ControlNet", "qwenimage"),
-    _row("qwenimage-edit", "QwenImageEdit", "ip", image2image="QwenImageEditPipeline"),
-    _row("qwenimage-edit-plus", "QwenImageEditPlus", "i", image2image="QwenImageEditPlusPipeline"),
-    _row("qwenimage-layered", "QwenImageLayered", "i", image2image="QwenImageLayeredPipeline"),
+    _row("qwenimage-edit", "QwenImageEdit", "ip", image2image=""),
+    _row("qwenimage-edit-plus", "QwenImageEditPlus", "i", image2image=""),
+    _row("qwenimage-layered", "QwenImageLayered", "i", image2image=""),
     _row("z-image", _ZIMAGE, "tip"),
     _row("z-image-controlnet", _ZIMAGE, "t", "ControlNet", "z-image"),
     _row("z-image-controlnet-inpaint", _ZIMAGE, "t", "ControlNet Inpaint", "z-image"),
@@ -147,7 +164,19 @@ ROWS = (
     _row("kolors", "Kolors", "ti", ours="p"),
     _row("kolors-pag", "Kolors", "t", "PAG", "kolors", ours="ip"),
 )
+"""The rows that others have, and those of ours beside one of these."""
 
+
+def _with_pag() -> Iterable[Row]:
+    """Every family with attention, and each of its add-ons, can have it perturbed."""
+    there = {(row.family, row.addons) for row in _NAMED}
+    for row in _NAMED:
+        able = "PAG" in families.ADDONS.get(row.family, ()) and "PAG" not in row.addons
+        if able and (row.family, row.addons | {"PAG"}) not in there:
+            yield _perturbed(row)
+
+
+ROWS = (*_NAMED, *_with_pag())
 """The mapping."""
 
 PARTS = (
@@ -163,9 +192,9 @@ PARTS = (
         "if-superresolution",
         "IF",
         "tip",
-        text2image="IFSuperResolutionPipeline",
-        image2image="IFImg2ImgSuperResolutionPipeline",
-        inpaint="IFInpaintingSuperResolutionPipeline",
+        text2image="SuperResolution",
+        image2image="Img2ImgSuperResolution",
+        inpaint="InpaintingSuperResolution",
     ),
 )
 """Stages alone. AutoPipeline goes from a decoder to the whole; of the others it knows nothing, as users expect."""

@@ -6,7 +6,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from autopipeline.stage import Family
+    from collections.abc import Mapping
+
+    from autopipeline.stage import Family, TaskRow
 
 BUILT = {
     "Control": "autopipeline.addons.control",
@@ -26,8 +28,20 @@ def attach(family: Family, wanted: frozenset[str]) -> Family:
 
     if not wanted:
         return family
-    family = replace(family, tasks=family.variants[wanted])
+    family = replace(family, tasks=_tasks(family, wanted))
     for name, module in BUILT.items():
         if name in wanted:
             family = (family.addons.get(name) or importlib.import_module(module).attach)(family)
     return family
+
+
+def _tasks(family: Family, wanted: frozenset[str]) -> Mapping[str, TaskRow]:
+    """The family's table for these add-ons; with PAG, where it has none of its own, that without, and two numbers."""
+    if wanted in family.variants:
+        return family.variants[wanted]
+    plain = wanted - {"PAG"}
+    if plain == wanted:
+        raise KeyError(f"{family.key} has no tasks with {', '.join(sorted(wanted))}")
+    from autopipeline.addons import pag
+
+    return {name: pag.row(row) for name, row in (_tasks(family, plain) if plain else family.tasks).items()}

@@ -63,21 +63,16 @@ BUILT = {
 }
 """Family key -> the module whose FAMILY it is, or "module:NAME" of a family beside it."""
 
-ADDONS = {
-    "cogview4": ("Control",),
-    "flux": ("Control", "ControlNet"),
-    "hunyuan": ("PAG",),
-    "kolors": ("PAG",),
-    "sana": ("PAG",),
-    "qwenimage": ("ControlNet",),
-    "pixart-alpha": ("PAG",),
-    "pixart-sigma": ("PAG",),
+ADDONS = dict.fromkeys(BUILT, ("PAG",)) | {
+    "cogview4": ("Control", "PAG"),
+    "flux": ("Control", "ControlNet", "PAG"),
+    "qwenimage": ("ControlNet", "PAG"),
     "stable-diffusion": ("ControlNet", "PAG"),
     "stable-diffusion-xl": ("ControlNet", "ControlNetUnion", "PAG"),
     "stable-diffusion-3": ("ControlNet", "PAG"),
-    "z-image": ("ControlNet", "Inpaint"),
+    "z-image": ("ControlNet", "Inpaint", "PAG"),
 }
-"""Family key -> the add-ons that it has tables of tasks for."""
+"""Family key -> its add-ons. All networks here have attention that can be perturbed."""
 
 
 @cache

@@ -116,7 +116,8 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         text = cond["encoder_hidden_states"].to(network.device, network.dtype)
         time = (t / 1000).to(x.dtype)
-        return Pred(network(x.to(network.dtype), time, encoder_hidden_states=text).to(x.dtype))
+        marks = cond.get("perturbed")
+        return Pred(network(x.to(network.dtype), time, encoder_hidden_states=text, perturbed=marks).to(x.dtype))
 
     return (
         Stage(

@@ -139,7 +139,7 @@ def predict_of(components: Components) -> Predict:
         text = cond["encoder_hidden_states"]
         network = components["transformer" if text.shape[1] else "unconditional_transformer"]
         time = (1 - t.float() / trained).to(network.dtype)
-        said = network(x.to(network.dtype), time, text.to(network.dtype), cond["rotary"])
+        said = network(x.to(network.dtype), time, text.to(network.dtype), cond["rotary"], cond.get("perturbed"))
         return Pred(-said.to(x.dtype))
 
     return flux.by_length(predict)

@@ -186,7 +186,7 @@ def _predict(unet: Any) -> Predict:
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         heard = hear(cond["encoder_hidden_states"], cond["mask"], cond["counted"])
-        return Pred(unet(x.to(unet.dtype), t, *heard).to(x.dtype))
+        return Pred(unet(x.to(unet.dtype), t, *heard, cond.get("perturbed")).to(x.dtype))
 
     return predict
 

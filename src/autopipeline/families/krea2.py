@@ -156,7 +156,8 @@ def _predict(network: Any, times: int) -> Predict:
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         text = fuse(cond["encoder_hidden_states"], cond["mask"])
         time = (t / times).to(x.dtype)
-        return Pred(network(x.to(network.dtype), time, text, cond["rotary"], cond["mask"]).to(x.dtype))
+        told = cond["rotary"], cond["mask"], cond.get("perturbed")
+        return Pred(network(x.to(network.dtype), time, text, *told).to(x.dtype))
 
     return predict
 

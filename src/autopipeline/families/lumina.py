@@ -187,6 +187,7 @@ def _predict(network: Any, channels: int, span: int) -> Predict:
             encoder_mask=cond["encoder_mask"],
             turns=torch.where(before, cond["early"], cond["late"]),
             sharpness=cond["sharpness"],
+            perturbed=cond.get("perturbed"),
         )
         return Pred(-velocity[:, :channels].to(x.dtype))
 

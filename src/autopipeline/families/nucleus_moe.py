@@ -147,7 +147,8 @@ def _predict(network: Any, times: int) -> Predict:
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         heard = hear(cond["encoder_hidden_states"], cond["rotary"])
         time, mask = t.to(x.dtype) / times, cond.get("encoder_hidden_states_mask")
-        return Pred(-network(x.to(network.dtype), time, heard, cond["rotary"][0], mask).to(x.dtype))
+        told = cond["rotary"][0], mask, cond.get("perturbed")
+        return Pred(-network(x.to(network.dtype), time, heard, *told).to(x.dtype))
 
     return predict
 

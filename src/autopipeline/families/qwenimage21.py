@@ -122,8 +122,8 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
                 own.parts += [made] * times
         return {"row": torch.arange(len(own.parts))}
 
-    def velocity(x: Tensor, t: Tensor, before: Before) -> Tensor:
-        return network(x, t.to(dtype) / 1000, before)
+    def velocity(x: Tensor, t: Tensor, before: Before, perturbed: Tensor | None) -> Tensor:
+        return network(x, t.to(dtype) / 1000, before, perturbed)
 
     return (
         Stage(

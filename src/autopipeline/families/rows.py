@@ -19,13 +19,17 @@ class Own(nn.Module):
         self.parts: list[Any] = []  # made with the conditioning
 
 
-def row_by_row(network: Any, own: Own, velocity: Callable[[Tensor, Tensor, Any], Tensor]) -> Predict:
-    """The prediction of `velocity`, for x (1, ...), t (1,) and the part of `own` that `cond["row"]` (R,) numbers."""
+def row_by_row(network: Any, own: Own, velocity: Callable[..., Tensor]) -> Predict:
+    """The prediction of `velocity`, for x (1, ...), t (1,) and the part of `own` that `cond["row"]` (R,) numbers.
+
+    And for marks (1, self-attentions), or None, of those that are perturbed.
+    """
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         inner, time = x.to(network.device, network.dtype), t.to(network.device)
         numbered = enumerate(cond["row"].tolist())
-        made = [velocity(inner[k : k + 1], time[k : k + 1], own.parts[row]) for k, row in numbered]
+        marks = cond["perturbed"].split(1) if "perturbed" in cond else [None] * len(x)
+        made = [velocity(inner[k : k + 1], time[k : k + 1], own.parts[row], marks[k]) for k, row in numbered]
         return Pred(torch.cat(made).to(x.dtype))
 
     return predict

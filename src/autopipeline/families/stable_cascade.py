@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from autopipeline import images, prompts
+from autopipeline.addons import pag
 from autopipeline.families import stable_diffusion as sd
 from autopipeline.families import wuerstchen
 from autopipeline.families.once import once
@@ -142,7 +144,8 @@ def prior_stages(components: Components, run: Run) -> tuple[Stage, ...]:
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         context = hear(cond["pooled"], cond["text"], cond["image"])
-        return Pred(prior(x.to(prior.dtype), t.to(prior.dtype), context).to(x.dtype))
+        made = prior(x.to(prior.dtype), t.to(prior.dtype), context, perturbed=cond.get("perturbed"))
+        return Pred(made.to(x.dtype))
 
     return (
         Stage(
@@ -304,4 +307,5 @@ FAMILY = Family(
     read=wuerstchen.read,
     size=wuerstchen.size,
     linked="prior",
+    addons={"PAG": partial(pag.attach, stage=0)},
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from autopipeline import prompts
+from autopipeline.addons import pag
 from autopipeline.errors import NotFiniteError
 from autopipeline.families import callbacks
 from autopipeline.families import stable_diffusion as sd
@@ -174,7 +176,8 @@ def prior_stages(components: Components, run: Run) -> tuple[Stage, ...]:
 
     def predict(x: Tensor, t: Tensor, cond: Cond) -> Pred:
         inner = x.to(prior.dtype)
-        return Pred(prior(inner, t.to(x.dtype).to(inner.dtype), cond["text"].to(inner)).to(x.dtype))
+        text, marks = cond["text"].to(inner), cond.get("perturbed")
+        return Pred(prior(inner, t.to(x.dtype).to(inner.dtype), text, marks).to(x.dtype))
 
     return (
         Stage(
@@ -407,4 +410,5 @@ FAMILY = Family(
     read=read,
     size=size,
     linked="prior",
+    addons={"PAG": partial(pag.attach, stage=0)},
 )

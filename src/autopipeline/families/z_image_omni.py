@@ -96,8 +96,8 @@ def stages(components: Components, run: Run) -> tuple[Stage, ...]:
         own.parts = [row for row in rows for _ in range(run.batch // run.prompts)]
         return {"row": torch.arange(len(own.parts))}
 
-    def velocity(x: Tensor, t: Tensor, seen: Sight) -> Tensor:
-        return -within_sight(network, x, (1000 - t) / 1000, seen)
+    def velocity(x: Tensor, t: Tensor, seen: Sight, perturbed: Tensor | None) -> Tensor:
+        return -within_sight(network, x, (1000 - t) / 1000, seen, perturbed)
 
     predict = row_by_row(network, own, velocity)
     return (replace(stage, condition=condition, predict=predict, public={}, beside=(own,)),)

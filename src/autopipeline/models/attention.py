@@ -2,21 +2,68 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+class Apart(NamedTuple):
+    """In place of a mask: in some rows, a picture's tokens see of the picture only themselves (Ahn et al. 2024)."""
+
+    rows: Tensor  # (B,), true for those
+    picture: slice  # its tokens among the keys
+    mask: Tensor | None = None  # what is seen besides
+
+
+Mask = Tensor | Apart | None
+"""Which keys are seen: (B, 1 or heads, 1 or L, K), false or added to the scores where they are less so."""
+
+
+def masks(count: int, mask: Tensor | None, perturbed: Tensor | None, picture: slice) -> list[Mask]:
+    """A mask for each of so many attentions; `perturbed` (B, count) says in which of them a row's picture is apart."""
+    if perturbed is None:
+        return [mask] * count
+    marks = perturbed.bool()
+    return [Apart(marks[:, k], picture, mask) if some else mask for k, some in enumerate(marks.any(0).tolist())]
 
 
 def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    mask: Tensor | None = None,
+    mask: Mask = None,
     causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
     """Scaled dot-product attention over (B, heads, L, D), by 1/sqrt(D) unless said; the one place that computes it."""
+    if isinstance(mask, Apart):
+        return _attend_apart(q, k, v, mask)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+
+
+def _attend_apart(q: Tensor, k: Tensor, v: Tensor, apart: Apart) -> Tensor:
+    """Attention in which some rows have a picture apart; where there are more keys than queries, they stand before."""
+    mixed, rows = attend(q, k, v, apart.mask), apart.rows.to(q.device)
+    start, stop, _ = apart.picture.indices(k.shape[2])
+    before = k.shape[2] - q.shape[2]
+    asking = slice(start - before, stop - before)
+    q, k, v = q[rows][:, :, asking], k[rows], v[rows]
+    rest = torch.cat([torch.arange(start), torch.arange(stop, k.shape[2])]).to(q.device)
+    others = q @ k[:, :, rest].transpose(-1, -2)
+    own = (q * k[:, :, start:stop]).sum(-1, keepdim=True)
+    scores = torch.cat([others, own], -1) / q.shape[-1] ** 0.5
+    if apart.mask is not None:
+        mask = apart.mask.expand(len(rows), -1, -1, -1)[rows]
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+        mask = mask if mask.shape[2] == 1 else mask[:, :, asking]
+        itself = mask.expand(-1, -1, stop - start, -1)[..., start:stop].diagonal(dim1=-2, dim2=-1)[..., None]
+        scores = scores + torch.cat([mask.expand(-1, -1, stop - start, -1)[..., rest], itself], -1)
+    weights = scores.float().softmax(-1).to(v.dtype)
+    mixed[rows, :, asking] = weights[..., :-1] @ v[:, :, rest] + weights[..., -1:] * v[:, :, start:stop]
+    return mixed
 
 
 def attend_upcast(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -179,7 +226,8 @@ class AddedAttention(nn.Module):
         self, channels: int, heads: int, context: int, *, groups: int, only_cross: bool = False, norm: str | None = None
     ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.only_cross = heads, only_cross
+        self.place = 0  # among the network's self-attentions, which number themselves
         norms: dict[str | None, nn.Module | None] = {None: None}
         if norm is not None:
             norms = {"group_norm": nn.GroupNorm(32, context), "layer_norm": nn.LayerNorm(context)}
@@ -193,15 +241,16 @@ class AddedAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor, context: Tensor, perturbed: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) with text (B, T, D); there is no self-attention by itself that could be `perturbed`."""
+        """(B, C, H, W) with text (B, T, D); `perturbed` (B, self-attentions): where places see of x only themselves."""
         rows = self.group_norm(x.flatten(2)).transpose(1, 2)  # (B, H * W, C)
         context = self._normed(context)
         q, k, v = self.to_q(rows), self.add_k_proj(context), self.add_v_proj(context)
         if self.to_k is not None and self.to_v is not None:
             k, v = torch.cat([k, self.to_k(rows)], 1), torch.cat([v, self.to_v(rows)], 1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        mixed = self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
-        return x + mixed.transpose(1, 2).unflatten(2, x.shape[-2:])
+        apart = None if perturbed is None or self.only_cross else perturbed[:, [self.place]]
+        mixed = attend(q, k, v, masks(1, None, apart, slice(context.shape[1], None))[0])
+        return x + self.to_out[0](mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[-2:])
 
     def _normed(self, context: Tensor) -> Tensor:
         if isinstance(self.norm_cross, nn.GroupNorm):

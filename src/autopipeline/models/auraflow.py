@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.network import Network
 
@@ -94,14 +94,14 @@ class NormedAttention(nn.Module):
         if text:
             self.add_q_proj, self.add_k_proj, self.add_v_proj, self.to_add_out = linears(4, width)
 
-    def forward(self, x: Tensor, text: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, text: Tensor | None = None, mask: Mask = None) -> tuple[Tensor, Tensor | None]:
         """(B, N, D), and (B, T, D) if any, to the same."""
         mine = self._heads(x, self.to_q, self.to_k, self.to_v)
         if text is None:
-            return self.to_out[0](attend(*mine).transpose(1, 2).flatten(2)), None
+            return self.to_out[0](attend(*mine, mask).transpose(1, 2).flatten(2)), None
         words = self._heads(text, self.add_q_proj, self.add_k_proj, self.add_v_proj)
         q, k, v = (torch.cat(both, 2) for both in zip(words, mine, strict=True))
-        mixed = attend(q, k, v).transpose(1, 2).flatten(2)
+        mixed = attend(q, k, v, mask).transpose(1, 2).flatten(2)
         return self.to_out[0](mixed[:, text.shape[1] :]), self.to_add_out(mixed[:, : text.shape[1]])
 
     def _heads(self, x: Tensor, *projections: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,11 +125,12 @@ class JointBlock(nn.Module):
         self.attn = NormedAttention(width, heads, text=True)
         self.ff, self.ff_context = GatedPerceptron(width), GatedPerceptron(width)
 
-    def forward(self, x: Tensor, text: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, text: Tensor, emb: Tensor, mask: Mask = None) -> tuple[Tensor, Tensor]:
         """(B, N, D), (B, T, D) and (B, D) to the next tokens of the image and of the text."""
         shift, scale, *rest = self.norm1(emb)
         text_shift, text_scale, *text_rest = self.norm1_context(emb)
-        mixed, mixed_text = self.attn(normal(x) * (1 + scale) + shift, normal(text) * (1 + text_scale) + text_shift)
+        words = normal(text) * (1 + text_scale) + text_shift
+        mixed, mixed_text = self.attn(normal(x) * (1 + scale) + shift, words, mask)
         return fed(x, mixed, rest, self.ff), fed(text, mixed_text, text_rest, self.ff_context)
 
 
@@ -142,14 +143,16 @@ class SingleBlock(nn.Module):
         self.attn = NormedAttention(width, heads, text=False)
         self.ff = GatedPerceptron(width)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, mask: Mask = None) -> Tensor:
         """(B, T + N, D) and (B, D) to (B, T + N, D)."""
         shift, scale, *rest = self.norm1(emb)
-        return fed(x, self.attn(normal(x) * (1 + scale) + shift)[0], rest, self.ff)
+        return fed(x, self.attn(normal(x) * (1 + scale) + shift, mask=mask)[0], rest, self.ff)
 
 
 class AuraFlowTransformer2DModel(Network):
     """The transformer of AuraFlow."""
+
+    attentions = ("joint_transformer_blocks.attn", "single_transformer_blocks.attn")
 
     def __init__(
         self,
@@ -181,23 +184,29 @@ class AuraFlowTransformer2DModel(Network):
         self.proj_out = nn.Linear(width, patch_size**2 * (out_channels or in_channels), bias=False)
         self.register_tokens = nn.Parameter(torch.randn(1, REGISTERS, width) * 0.02)
 
-    def forward(self, x: Tensor, t: Tensor, *, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, perturbed: Tensor | None = None
+    ) -> Tensor:
         """The velocity at x.
 
         Args:
             x: latents (B, C, h, w).
             t: times (B,), 0..1.
             encoder_hidden_states: text (B, T, joint_attention_dim).
+            perturbed: (B, attentions), in which of them the tokens of a row's picture see of it only themselves.
         """
         height, width = (side // self.config.patch_size for side in x.shape[-2:])
         emb = self.time_step_proj((sinusoidal(t * 1000, 256, cosine_first=True, shift=0)).to(self.dtype))
         tokens, text = self.pos_embed(x), self.context_embedder(encoder_hidden_states)
         text = torch.cat([self.register_tokens.expand(len(text), -1, -1), text], 1)
-        for block in self.joint_transformer_blocks:
-            tokens, text = block(tokens, text, emb)
+        blocks = [*self.joint_transformer_blocks, *self.single_transformer_blocks]
+        count = len(self.joint_transformer_blocks)
+        each = masks(len(blocks), None, perturbed, slice(text.shape[1], None))
+        for block, mask in zip(blocks[:count], each, strict=False):
+            tokens, text = block(tokens, text, emb, mask)
         row = torch.cat([text, tokens], 1)
-        for block in self.single_transformer_blocks:
-            row = block(row, emb)
+        for block, mask in zip(blocks[count:], each[count:], strict=True):
+            row = block(row, emb, mask)
         scale, shift = self.norm_out(emb)
         patch = self.config.patch_size
         made = self.proj_out(row[:, text.shape[1] :] * (1 + scale) + shift)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.models.embeddings import sinusoidal
-from autopipeline.models.flux import DoubleBlock, SingleBlock, modulate
+from autopipeline.models.flux import STREAMS, DoubleBlock, SingleBlock, each_mask, modulate
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import rotary
 
@@ -47,6 +47,8 @@ class Approximator(nn.Module):
 
 class ChromaTransformer2DModel(Network):
     """Predicts the velocity of packed latents."""
+
+    attentions = STREAMS
 
     def __init__(
         self,
@@ -86,21 +88,24 @@ class ChromaTransformer2DModel(Network):
         encoder_hidden_states: Tensor,
         rotary: Tensor,
         attention_mask: Tensor,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, L, C) of packed latents (B, L, C) at `timestep` (B,) in 0..1.
 
         With a text (B, T, J) and a table of places (B, T + L, ., 2) from `self.rotary`. `attention_mask` (B, T + L) is
         1 for tokens that count; as in the reference implementation, what two of them think of each other is raised by
-        one, and nothing is hidden.
+        one, and nothing is hidden. `perturbed` (B, attentions): in which of them the tokens of a row's picture see of
+        it only themselves.
         """
         favour = attention_mask[:, None, :, None] * attention_mask[:, None, None, :]
         singles, to_image, to_text, last = self._modulations(timestep.to(hidden_states.dtype) * 1000)
         image, text = self.x_embedder(hidden_states), self.context_embedder(encoder_hidden_states)
+        doubles, masks = each_mask(self, favour, perturbed, text.shape[1])
         for k, block in enumerate(self.transformer_blocks):
-            image, text = block.move(image, text, to_image[:, k], to_text[:, k], rotary, favour)  # type: ignore[operator]
+            image, text = block.move(image, text, to_image[:, k], to_text[:, k], rotary, doubles[k])  # type: ignore[operator]
         x = torch.cat([text, image], 1)
         for k, block in enumerate(self.single_transformer_blocks):
-            x = block.move(x, singles[:, k], rotary, favour)  # type: ignore[operator]
+            x = block.move(x, singles[:, k], rotary, masks[k])  # type: ignore[operator]
         shift, scale = last.unbind(1)
         return self.proj_out(modulate(x[:, text.shape[1] :], shift, scale))
 

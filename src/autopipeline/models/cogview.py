@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.embeddings import TimestepEmbedding, plane_sinusoids, sinusoidal
 from autopipeline.models.flux import within
 from autopipeline.models.network import Network
@@ -108,7 +108,7 @@ class JointAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, rows: Tensor, table: Tensor | None, memory: Memory | None = None) -> Tensor:
+    def forward(self, rows: Tensor, table: Tensor | None, memory: Memory | None = None, mask: Mask = None) -> Tensor:
         """(R, T + N, D) to the same; `table` (R, N, D / heads / 2, 2)."""
         q, k, v = (
             project(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -120,7 +120,7 @@ class JointAttention(nn.Module):
             q, k = (torch.cat([x[:, :, :before], turn_halves(x[:, :, before:], table)], 2) for x in (q, k))
         if memory is not None:
             k, v = memory.met(k, v)
-        return self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out[0](attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -134,12 +134,18 @@ class Block(nn.Module):
         self.ff = Perceptron(width)
 
     def forward(
-        self, image: Tensor, text: Tensor, emb: Tensor, table: Tensor | None, memory: Memory | None = None
+        self,
+        image: Tensor,
+        text: Tensor,
+        emb: Tensor,
+        table: Tensor | None,
+        memory: Memory | None = None,
+        mask: Mask = None,
     ) -> tuple[Tensor, Tensor]:
         """(R, N, D), (R, T, D) and (R, E) to the next tokens of the picture and of the text."""
         all_of_them, count = self.norm1(emb), text.shape[1]
         mine, its = (all_of_them[::2], all_of_them[1::2]) if self.in_turns else (all_of_them[:6], all_of_them[6:])
-        mixed = self.attn1(torch.cat([moved(text, its[:2]), moved(image, mine[:2])], 1), table, memory)
+        mixed = self.attn1(torch.cat([moved(text, its[:2]), moved(image, mine[:2])], 1), table, memory, mask)
         text, image = text + its[2] * mixed[:, :count], image + mine[2] * mixed[:, count:]
         fed = self.ff(torch.cat([moved(text, its[3:5]), moved(image, mine[3:5])], 1))
         return within(image + mine[5] * fed[:, count:]), within(text + its[5] * fed[:, :count])
@@ -153,6 +159,8 @@ def moved(x: Tensor, vectors: Split) -> Tensor:
 
 class CogView(Network):
     """What both have; a class without a build of its own."""
+
+    attentions = ("transformer_blocks.attn1",)
 
     patch_embed: Squares
     time_condition_embed: TimeAndSizes
@@ -186,11 +194,16 @@ class CogView(Network):
         sizes: Tensor,
         table: Tensor | None,
         memories: Sequence[Memory] | None = None,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
-        """Tokens (R, N, D), with a text (R, T, D), through all blocks, to (R, N, p * p * C)."""
+        """Tokens (R, N, D), with a text (R, T, D), through all blocks, to (R, N, p * p * C).
+
+        `perturbed` (R, blocks): in which of them the picture's tokens see of it only themselves.
+        """
         emb = self.time_condition_embed(t, sizes)
-        for block, memory in zip(self.transformer_blocks, memories or cycle([None]), strict=False):
-            tokens, text = block(tokens, text, emb, table, memory)
+        each = masks(len(self.transformer_blocks), None, perturbed, slice(-tokens.shape[1], None))
+        for block, memory, mask in zip(self.transformer_blocks, memories or cycle([None]), each, strict=False):
+            tokens, text = block(tokens, text, emb, table, memory, mask)
         scale, shift = self.norm_out(emb)
         return self.proj_out(normal(tokens, self.eps) * (1 + scale) + shift)
 
@@ -232,7 +245,16 @@ class CogView3PlusTransformer2DModel(CogView):
         table = plane_sinusoids(c.num_attention_heads * c.attention_head_dim, torch.arange(rows), torch.arange(columns))
         return table[None].to(self.device, self.dtype)
 
-    def forward(self, x: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, sizes: Tensor, places: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        encoder_hidden_states: Tensor,
+        sizes: Tensor,
+        places: Tensor,
+        perturbed: Tensor | None = None,
+    ) -> Tensor:
         """The prediction at x.
 
         Args:
@@ -241,9 +263,10 @@ class CogView3PlusTransformer2DModel(CogView):
             encoder_hidden_states: text (R, T, text_embed_dim).
             sizes: what `sizes` gives, (R, E).
             places: what `places` gives, (R, N, D).
+            perturbed: (R, blocks), in which of them the tokens of a row's picture see of it only themselves.
         """
         text = self.patch_embed.text_proj(encoder_hidden_states)
-        made = self._walked(self.patch_embed(x) + places, t, text, sizes, None)
+        made = self._walked(self.patch_embed(x) + places, t, text, sizes, None, perturbed=perturbed)
         return self._picture(made, *x.shape[-2:])
 
 
@@ -277,7 +300,16 @@ class CogView4Transformer2DModel(CogView):
         grid = torch.stack(torch.meshgrid(*steps, indexing="ij"), -1).flatten(0, 1)  # (N, 2)
         return rotary(grid, [c.attention_head_dim // 2] * 2)[None].to(self.device)
 
-    def forward(self, x: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, sizes: Tensor, places: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        encoder_hidden_states: Tensor,
+        sizes: Tensor,
+        places: Tensor,
+        perturbed: Tensor | None = None,
+    ) -> Tensor:
         """The velocity at x.
 
         Args:
@@ -286,7 +318,8 @@ class CogView4Transformer2DModel(CogView):
             encoder_hidden_states: text (R, T, text_embed_dim).
             sizes: what `sizes` gives, (R, E).
             places: what `places` gives, (R, N, D / heads / 2, 2).
+            perturbed: (R, blocks), in which of them the tokens of a row's picture see of it only themselves.
         """
         text = self.patch_embed.text_proj(encoder_hidden_states)
-        made = self._walked(self.patch_embed(x), t, text, sizes, places)
+        made = self._walked(self.patch_embed(x), t, text, sizes, places, perturbed=perturbed)
         return self._picture(made, *x.shape[-2:])

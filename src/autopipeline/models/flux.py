@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import rotary, turn
@@ -101,7 +101,7 @@ class StreamAttention(nn.Module):
             self._split(self.add_v_proj(text)),
         )
 
-    def mix(self, qkv: tuple[Tensor, Tensor, Tensor], table: Tensor, mask: Tensor | None) -> Tensor:
+    def mix(self, qkv: tuple[Tensor, Tensor, Tensor], table: Tensor, mask: Mask) -> Tensor:
         """Everything attends to everything: (B, L, D), not yet projected."""
         q, k, v = qkv
         return attend(turn(q, table), turn(k, table), v, mask).transpose(1, 2).flatten(2)
@@ -124,12 +124,14 @@ class DoubleBlock(nn.Module):
         self.attn = StreamAttention(width, heads, joint=True, bias=bias)
         self.ff, self.ff_context = feed(width), feed(width)
 
-    def forward(self, image: Tensor, text: Tensor, time: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Tensor, text: Tensor, time: Tensor, table: Tensor, mask: Mask = None
+    ) -> tuple[Tensor, Tensor]:
         """Picture (B, L, D) and text (B, T, D), moved on."""
-        return self.move(image, text, self.norm1(time), self.norm1_context(time), table)
+        return self.move(image, text, self.norm1(time), self.norm1_context(time), table, mask)
 
     def move(
-        self, image: Tensor, text: Tensor, said: Tensor, said_text: Tensor, table: Tensor, mask: Tensor | None = None
+        self, image: Tensor, text: Tensor, said: Tensor, said_text: Tensor, table: Tensor, mask: Mask = None
     ) -> tuple[Tensor, Tensor]:
         """The same with the modulations (B, 6, 1, D) of picture and text."""
         shift, scale, gate, *rest = said.unbind(1)
@@ -161,11 +163,11 @@ class SingleBlock(nn.Module):
         self.proj_mlp = nn.Linear(width, inner or 4 * width)
         self.proj_out = nn.Linear(5 * width, width)
 
-    def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, table: Tensor, mask: Mask = None) -> Tensor:
         """Text and picture (B, T + L, D), moved on."""
-        return self.move(x, self.norm(time), table)
+        return self.move(x, self.norm(time), table, mask)
 
-    def move(self, x: Tensor, said: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
+    def move(self, x: Tensor, said: Tensor, table: Tensor, mask: Mask = None) -> Tensor:
         """The same with the modulation (B, 3, 1, D)."""
         shift, scale, gate = said.unbind(1)
         normed = modulate(x, shift, scale)
@@ -231,8 +233,22 @@ class Streams(Network):
         return self.time_text_embed(timestep.to(pooled.dtype) * 1000, pooled, scaled)
 
 
+STREAMS = ("transformer_blocks.attn", "single_transformer_blocks.attn")
+
+
+def each_mask(
+    network: Network, mask: Tensor | None, perturbed: Tensor | None, tokens: int
+) -> tuple[list[Mask], list[Mask]]:
+    """Masks for the blocks of two streams and of one, behind so many tokens of text."""
+    names = list(network.self_attentions())
+    made, doubles = masks(len(names), mask, perturbed, slice(tokens, None)), len(network.transformer_blocks)  # type: ignore[arg-type]
+    return made[:doubles], made[doubles:]
+
+
 class FluxTransformer2DModel(Streams):
     """Predicts the velocity of packed latents."""
+
+    attentions = STREAMS
 
     def __init__(
         self,
@@ -269,24 +285,27 @@ class FluxTransformer2DModel(Streams):
         *,
         guidance: Tensor | None = None,
         residuals: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ()),
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, L, C) of packed latents (B, L, C) at `timestep` (B,) in 0..1.
 
         With a text (B, T, J), its pooled form (B, P) and a table of places (B, T + L, ., 2) from `self.rotary`;
         `guidance` (B,) is the scale of a distilled network; `residuals` (B, L, D) come from a ControlNet: for the
-        blocks of two streams and those of one, spread out to one each, or none at all.
+        blocks of two streams and those of one, spread out to one each, or none at all. `perturbed`  (B, attentions):
+        in which of them the tokens of a row's pictures see of these only themselves.
         """
         time = self._time(timestep, pooled_projections, guidance)
         image, text = self.x_embedder(hidden_states), self.context_embedder(encoder_hidden_states)
         doubles, singles = residuals
+        masks, single_masks = each_mask(self, None, perturbed, text.shape[1])
         for k, block in enumerate(self.transformer_blocks):
-            image, text = block(image, text, time, rotary)
+            image, text = block(image, text, time, rotary, masks[k])
             if doubles:
                 image = image + doubles[k]
         tokens = text.shape[1]
         x = torch.cat([text, image], 1)
         for k, block in enumerate(self.single_transformer_blocks):
-            x = block(x, time, rotary)
+            x = block(x, time, rotary, single_masks[k])
             if singles:
                 x = torch.cat([x[:, :tokens], x[:, tokens:] + singles[k]], 1)
         scale, shift = self.norm_out(time).unbind(1)

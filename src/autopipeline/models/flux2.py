@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
-from autopipeline.models.flux import DoubleBlock, Modulation, modulate, within
+from autopipeline.models.flux import STREAMS, DoubleBlock, Modulation, each_mask, modulate, within
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import rotary, turn
 
@@ -50,11 +50,11 @@ class ParallelAttention(nn.Module):
         self.norm_q, self.norm_k = nn.RMSNorm(width // heads, eps=1e-6), nn.RMSNorm(width // heads, eps=1e-6)
         self.to_out = nn.Linear(width + inner, width, bias=False)
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, mask: Mask) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         *rows, fed = self.to_qkv_mlp_proj(x).split(self.parts, -1)
         q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in rows)
-        mixed = attend(turn(self.norm_q(q), table), turn(self.norm_k(k), table), v).transpose(1, 2).flatten(2)
+        mixed = attend(turn(self.norm_q(q), table), turn(self.norm_k(k), table), v, mask).transpose(1, 2).flatten(2)
         return self.to_out(torch.cat([mixed, gated(fed)], -1))
 
 
@@ -65,10 +65,10 @@ class ParallelBlock(nn.Module):
         super().__init__()
         self.attn = ParallelAttention(width, heads, ratio)
 
-    def forward(self, x: Tensor, said: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, said: Tensor, table: Tensor, mask: Mask = None) -> Tensor:
         """Text and picture (B, T + L, D), moved on, with a modulation (B, 3, 1, D)."""
         shift, scale, gate = said.unbind(1)
-        return within(x + gate * self.attn(modulate(x, shift, scale), table))
+        return within(x + gate * self.attn(modulate(x, shift, scale), table, mask))
 
 
 class TimeGuidanceEmbedding(nn.Module):
@@ -93,6 +93,8 @@ class TimeGuidanceEmbedding(nn.Module):
 
 class Flux2Transformer2DModel(Network):
     """Predicts the velocity of latents in patches."""
+
+    attentions = STREAMS
 
     def __init__(
         self,
@@ -142,21 +144,24 @@ class Flux2Transformer2DModel(Network):
         rotary: Tensor,
         *,
         guidance: Tensor | None = None,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, L, C) of patches (B, L, C) at `timestep` (B,) in 0..1.
 
         With a text (B, T, J) and a table of places (B, T + L, ., 2) from `self.rotary`; `guidance` (B,) is the scale of
-        a distilled network.
+        a distilled network. `perturbed` (B, attentions): in which of them the tokens of a row's pictures see of these
+        only themselves.
         """
         dtype = hidden_states.dtype
         scaled = None if guidance is None else guidance.to(dtype) * 1000
         time = self.time_guidance_embed(timestep.to(dtype) * 1000, scaled)
         said, said_text = self.double_stream_modulation_img(time), self.double_stream_modulation_txt(time)
         image, text = self.x_embedder(hidden_states), self.context_embedder(encoder_hidden_states)
-        for block in self.transformer_blocks:
-            image, text = block.move(image, text, said, said_text, rotary)  # type: ignore[operator]
+        masks, single_masks = each_mask(self, None, perturbed, text.shape[1])
+        for block, mask in zip(self.transformer_blocks, masks, strict=True):
+            image, text = block.move(image, text, said, said_text, rotary, mask)  # type: ignore[operator]
         x, said = torch.cat([text, image], 1), self.single_stream_modulation(time)
-        for block in self.single_transformer_blocks:
-            x = block(x, said, rotary)
+        for block, mask in zip(self.single_transformer_blocks, single_masks, strict=True):
+            x = block(x, said, rotary, mask)
         scale, shift = self.norm_out(time).unbind(1)
         return self.proj_out(modulate(x[:, text.shape[1] :], shift, scale))

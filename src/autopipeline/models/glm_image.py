@@ -81,6 +81,7 @@ class GlmImageTransformer2DModel(CogView):
         sizes: Tensor,
         places: Tensor,
         memories: Sequence[Memory] | None = None,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """The velocity at x.
 
@@ -92,7 +93,8 @@ class GlmImageTransformer2DModel(CogView):
             sizes: what `sizes` gives of crops from the top and left, height and width, (R, E).
             places: what `places` gives, (R, N, D / heads / 2, 2).
             memories: of other pictures, one for each block.
+            perturbed: (R, blocks), in which of them the tokens of a row's picture see of it only themselves.
         """
         tokens = self.image_projector(x) + prior
-        made = self._walked(tokens, t, encoder_hidden_states, sizes, places, memories)
+        made = self._walked(tokens, t, encoder_hidden_states, sizes, places, memories, perturbed)
         return self._picture(made, *x.shape[-2:])

@@ -163,6 +163,8 @@ class Block(nn.Module):
 class HunyuanDiT2DModel(Network):
     """The transformer of Hunyuan-DiT."""
 
+    attentions = ("blocks.attn1",)
+
     def __init__(
         self,
         num_attention_heads: int = 16,
@@ -203,10 +205,6 @@ class HunyuanDiT2DModel(Network):
         self.norm_out = nn.Module()
         self.norm_out.linear = nn.Linear(width, 2 * width)
         self.proj_out = nn.Linear(width, patch_size**2 * in_channels * (2 if learn_sigma else 1))
-
-    def self_attentions(self) -> list[str]:
-        """Names of the attentions that `perturbed` has columns for."""
-        return [f"blocks.{k}.attn1" for k in range(len(self.blocks))]
 
     def rotary(self, places: Tensor) -> Tensor:
         """Angles (N, D / H / 2, 2) for the columns and rows of places (N, 2)."""

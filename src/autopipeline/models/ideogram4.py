@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.network import Network
 
 
@@ -46,12 +46,12 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-5) for _ in range(2))
         self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, mask: Mask) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         rows = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.to_q, self.to_k, self.to_v))
         q, k, v = (each.transpose(1, 2) for each in rows)
         q, k = turn_halves(self.norm_q(q), table), turn_halves(self.norm_k(k), table)
-        return self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out[0](attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class GatedFeedForward(nn.Module):
@@ -78,10 +78,10 @@ class Block(nn.Module):
         self.attention_norm2, self.ffn_norm2 = (nn.RMSNorm(width, eps=eps) for _ in range(2))
         self.adaln_modulation = nn.Linear(said, 4 * width)
 
-    def forward(self, x: Tensor, time: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, table: Tensor, mask: Mask = None) -> Tensor:
         """(B, L, D), moved on, with the time as (B, 1, said)."""
         scale, gate, ff_scale, ff_gate = self.adaln_modulation(time).chunk(4, -1)
-        mixed = self.attention(self.attention_norm1(x) * (1 + scale), table)
+        mixed = self.attention(self.attention_norm1(x) * (1 + scale), table, mask)
         x = x + gate.tanh() * self.attention_norm2(mixed)
         fed = self.feed_forward(self.ffn_norm1(x) * (1 + ff_scale))
         return x + ff_gate.tanh() * self.ffn_norm2(fed)
@@ -121,6 +121,8 @@ class LastLayer(nn.Module):
 class Ideogram4Transformer2DModel(Network):
     """Predicts the velocity of latents in patches, from noise towards the picture."""
 
+    attentions = ("layers.attention",)
+
     def __init__(
         self,
         in_channels: int = 128,
@@ -151,10 +153,11 @@ class Ideogram4Transformer2DModel(Network):
         config = self.config
         return interleaved(places, config.attention_head_dim, config.rope_theta, tuple(config.mrope_section))
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, table: Tensor, perturbed: Tensor | None = None) -> Tensor:
         """Velocity (B, L, C) of patches (B, L, C) at `time` (B,), 0 for noise and 1 for pictures.
 
         With a text (B, T, J), which may be of no tokens, and a table of places (B, T + L, ., 2) from `self.rotary`.
+        `perturbed` (B, layers): in which of them the tokens of a row's picture see of it only themselves.
         """
         said = functional.silu(self.adaln_proj(self.t_embedding(time)[:, None]))
         words, picture = self.embed_image_indicator.weight
@@ -162,8 +165,8 @@ class Ideogram4Transformer2DModel(Network):
         tokens = text.shape[1]
         if tokens:
             stream = torch.cat([self.llm_cond_proj(self.llm_cond_norm(text)) + words, stream], 1)
-        for layer in self.layers:
-            stream = layer(stream, said, table)
+        for layer, mask in zip(self.layers, masks(len(self.layers), None, perturbed, slice(tokens, None)), strict=True):
+            stream = layer(stream, said, table, mask)
         return self.final_layer(stream[:, tokens:], said)
 
 

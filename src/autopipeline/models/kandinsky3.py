@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.network import Network
 
@@ -84,13 +85,13 @@ class Attention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(each, out, bias=False) for each in (width, context, context))
         self.to_out = nn.ModuleList([nn.Linear(out, out, bias=False)])
 
-    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, bias: Mask) -> Tensor:
         """(B, L, width) and (B, T, context), whose scores are moved by (B, 1, 1, T), to (B, L, out)."""
         q, k, v = (
             project(rows).unflatten(-1, (-1, self.head)).transpose(1, 2)
             for project, rows in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
         )
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        mixed = attend(q, k, v, bias)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
 
@@ -99,13 +100,14 @@ class Attending(nn.Module):
 
     def __init__(self, width: int, time: int, context: int | None, groups: int, head: int) -> None:
         super().__init__()
+        self.place = 0  # among the network's self-attentions, which number themselves
         self.in_norm, self.out_norm = TimedNorm(groups, width, time), TimedNorm(groups, width, time)
         self.attention = Attention(width, context or width, width, head)
         self.feed_forward = nn.Sequential(
             nn.Conv2d(width, 4 * width, 1, bias=False), nn.SiLU(), nn.Conv2d(4 * width, width, 1, bias=False)
         )
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, text: Tensor | None = None, bias: Mask = None) -> Tensor:
         """(B, C, H, W) to the same."""
         rows = self.in_norm(x, time).flatten(2).transpose(1, 2)
         rows = self.attention(rows, rows if text is None else text, bias)
@@ -143,15 +145,17 @@ class Level(nn.Module):
             self.attentions.append(Attending(between, time, context, groups, head) if attends else nn.Identity())
             self.resnets_out.append(Residual(between, out, time, groups, "down" if down else ""))
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, bias: Tensor, perturbed: Tensor | None = None) -> Tensor:
         """(B, C, H, W) to (B, out, h, w); places look at each other first on the way down, last on the way up."""
         own, *words = self.attentions
         attends = isinstance(own, Attending)
-        x = own(x, time) if attends and not self.rising else x
+        apart = perturbed[:, [own.place]] if perturbed is not None and attends else None
+        mask = masks(1, None, apart, slice(None))[0]
+        x = own(x, time, None, mask) if attends and not self.rising else x
         for begin, attention, end in zip(self.resnets_in, words, self.resnets_out, strict=True):
             x = begin(x, time)
             x = end(attention(x, time, text, bias) if attends else x, time)
-        return own(x, time) if attends and self.rising else x
+        return own(x, time, None, mask) if attends and self.rising else x
 
 
 class Words(nn.Module):
@@ -213,6 +217,13 @@ class Kandinsky3UNet(Network):
             self.up_blocks.append(Level(widths, time, context[::-1][k], *shape, rising=True, stays=k == 0))
         self.conv_norm_out = nn.GroupNorm(groups, first)
         self.conv_out = nn.Conv2d(first, in_channels, 3, padding=1)
+        for place, name in enumerate(self.self_attentions()):
+            self.get_submodule(name.removesuffix(".attention")).place = place  # type: ignore[assignment]
+
+    def self_attentions(self) -> list[str]:
+        """Names of the attentions that `perturbed` has columns for, in their order."""
+        levels = [(name, x) for name, x in self.named_modules() if isinstance(x, Level)]
+        return [f"{name}.attentions.0.attention" for name, x in levels if isinstance(x.attentions[0], Attending)]
 
     def hear(self, states: Tensor, mask: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What `forward` takes of a text (B, T, E), whose tokens count where the mask (B, T) is 1: once for a call.
@@ -223,16 +234,27 @@ class Kandinsky3UNet(Network):
         words, bias = self.encoder_hid_proj(states), (1 - mask.to(states.dtype))[:, None, None] * UNSEEN
         return words, bias, self.add_time_condition(words, bias, counted)
 
-    def forward(self, sample: Tensor, timestep: Tensor, words: Tensor, bias: Tensor, said: Tensor) -> Tensor:
-        """The noise in `sample` (B, C, H, W) at `timestep` (B,), with what `self.hear` gives of a text."""
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        words: Tensor,
+        bias: Tensor,
+        said: Tensor,
+        perturbed: Tensor | None = None,
+    ) -> Tensor:
+        """The noise in `sample` (B, C, H, W) at `timestep` (B,), with what `self.hear` gives of a text.
+
+        `perturbed` (B, self-attentions): in which of them the places of a row see only themselves.
+        """
         waves = sinusoidal(timestep, self.conv_in.out_channels, cosine_first=False, shift=1)
         time = self.time_embedding(waves.to(sample.dtype)) + said
         x = self.conv_in(sample)
         kept: list[Tensor] = []
         for level in self.down_blocks:
-            x = level(x, time, words, bias)
+            x = level(x, time, words, bias, perturbed)
             kept.append(x)
         kept.pop()
         for k, level in enumerate(self.up_blocks):
-            x = level(x if k == 0 else torch.cat([x, kept.pop()], 1), time, words, bias)
+            x = level(x if k == 0 else torch.cat([x, kept.pop()], 1), time, words, bias, perturbed)
         return self.conv_out(functional.silu(self.conv_norm_out(x)))

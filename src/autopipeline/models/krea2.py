@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.embeddings import sinusoidal
 from autopipeline.models.gemma2 import Norm
 from autopipeline.models.network import Network
@@ -28,7 +28,7 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = Norm(size, eps), Norm(size, eps)
         self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
 
-    def forward(self, x: Tensor, table: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor | None = None, mask: Mask = None) -> Tensor:
         """(B, L, D) with places (B, L, ., 2), if there are any, and what may be seen (B, 1, 1, L) to (B, L, D)."""
         q, k, v = (
             project(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v)
@@ -79,7 +79,7 @@ class TimedBlock(nn.Module):
         self.ff = FeedForward(width, inner)
         self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
 
-    def forward(self, x: Tensor, mask: Tensor | None, said: Tensor, table: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask, said: Tensor, table: Tensor) -> Tensor:
         """The same with what the time says (B, 6, D) and a table of places."""
         scale, shift, gate, scale_2, shift_2, gate_2 = (said + self.scale_shift_table)[:, :, None].unbind(1)
         x = x + gate * self.attn((1 + scale) * self.norm1(x) + shift, table, mask)
@@ -138,6 +138,8 @@ class FinalLayer(nn.Module):
 class Krea2Transformer2DModel(Network):
     """Predicts the velocity of packed latents."""
 
+    attentions = ("transformer_blocks.attn",)
+
     def __init__(
         self,
         in_channels: int = 64,
@@ -182,19 +184,27 @@ class Krea2Transformer2DModel(Network):
         return self.txt_in(self.text_fusion(states, mask[:, None, None]))
 
     def forward(
-        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, rotary: Tensor, mask: Tensor
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        rotary: Tensor,
+        mask: Tensor,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, L, C) of packed latents (B, L, C) at `timestep` (B,) in 0..1.
 
         With a text (B, T, D) from `self.fuse`, of which the tokens count where the mask (B, T) is true, and a table of
-        places (B, T + L, ., 2) from `self.rotary`.
+        places (B, T + L, ., 2) from `self.rotary`. `perturbed` (B, blocks): in which of them the tokens of a row's
+        picture see of it only themselves.
         """
         image, tokens = self.img_in(hidden_states), encoder_hidden_states.shape[1]
         waves = sinusoidal(timestep.float() * 1000, self.config.timestep_embed_dim, cosine_first=True, shift=0)
         time = self.time_embed(waves.to(image.dtype))
         said = self.time_mod_proj(functional.gelu(time, approximate="tanh")).unflatten(-1, (6, -1))
-        seen = functional.pad(mask, (0, image.shape[1]), value=True)[:, None, None]
+        hidden = functional.pad(mask, (0, image.shape[1]), value=True)[:, None, None]
         x = torch.cat([encoder_hidden_states, image], 1)
-        for block in self.transformer_blocks:
+        each = masks(len(self.transformer_blocks), hidden, perturbed, slice(tokens, None))
+        for block, seen in zip(self.transformer_blocks, each, strict=True):
             x = block(x, seen, said, rotary)
         return self.final_layer(x[:, tokens:], time)

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import grid_places, rotary, turn
 from autopipeline.models.sd3 import joined_patches, normal
 
 
-def attend_shared(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend_shared(q: Tensor, k: Tensor, v: Tensor, mask: Mask = None) -> Tensor:
     """Attention in which several heads of queries (B, H, L, S) share one of keys and values, to (B, H, L, S)."""
     times = q.shape[1] // k.shape[1]
     return attend(q, *(rows.repeat_interleave(times, 1) if times > 1 else rows for rows in (k, v)), mask=mask)
@@ -107,13 +107,20 @@ class Block(nn.Module):
         self.norm2, self.ffn_norm1, self.ffn_norm2 = (nn.RMSNorm(width, eps=eps) for _ in range(3))
 
     def forward(
-        self, x: Tensor, text: Tensor, seen: Tensor, vector: Tensor, turns: Tensor, sharpness: Tensor
+        self,
+        x: Tensor,
+        text: Tensor,
+        seen: Tensor,
+        vector: Tensor,
+        turns: Tensor,
+        sharpness: Tensor,
+        mask: Mask = None,
     ) -> Tensor:
         """(B, N, D), (B, T, C), which words count (B, 1, 1, T), (B, D), (B, N, S / 2, 2), (B, 1) to (B, N, D)."""
         flat, gate, ff_scale, ff_gate = self.norm1(x, vector)
         q, k, v = self.attn1.project(flat, flat)
         q = turn(q, turns) * sharpness[..., None, None]
-        mixed = attend_shared(q, turn(k, turns), v)
+        mixed = attend_shared(q, turn(k, turns), v, mask)
         q, k, v = self.attn2.project(flat, self.norm1_context(text))
         mixed = mixed + attend_shared(turn(q, turns), k, v, seen) * self.gate.tanh()[:, None, None]
         x = x + gate * self.norm2(self.attn2.to_out[0](mixed.transpose(1, 2).flatten(2)))
@@ -122,6 +129,8 @@ class Block(nn.Module):
 
 class LuminaNextDiT2DModel(Network):
     """The transformer of Lumina-Next."""
+
+    attentions = ("layers.attn1",)
 
     def __init__(
         self,
@@ -172,6 +181,7 @@ class LuminaNextDiT2DModel(Network):
         encoder_mask: Tensor,
         turns: Tensor,
         sharpness: Tensor,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """The velocity at x, from noise to picture; then, where `learn_sigma`, as many channels of no use.
 
@@ -182,14 +192,16 @@ class LuminaNextDiT2DModel(Network):
             encoder_mask: 1 for the tokens that count, 0 for the others, (B, T).
             turns: rotary places (B, N, S / 2, 2).
             sharpness: (B, 1), what scores between places are multiplied by.
+            perturbed: (B, layers), in which of them the places of a row see only themselves.
         """
         patch, (height, width) = self.config.patch_size, x.shape[-2:]
         squares = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch)).permute(0, 2, 4, 1, 3, 5)
         tokens = self.patch_embedder.proj(squares.flatten(3).flatten(1, 2))  # type: ignore[operator]
         vector = self._vector(t, encoder_hidden_states, encoder_mask)
         seen, sharpness = encoder_mask[:, None, None].bool(), sharpness.to(x.dtype)
-        for block in self.layers:
-            tokens = block(tokens, encoder_hidden_states, seen, vector, turns, sharpness)
+        each = masks(len(self.layers), None, perturbed, slice(None))
+        for block, mask in zip(self.layers, each, strict=True):
+            tokens = block(tokens, encoder_hidden_states, seen, vector, turns, sharpness, mask)
         return joined_patches(self.norm_out(tokens, vector), height // patch, width // patch, patch)
 
     def _vector(self, t: Tensor, text: Tensor, mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autopipeline.errors import CheckpointError
+from autopipeline.models.attention import Mask, masks
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.lumina import FeedForward, Modulated, Output, attend_shared, narrow
 from autopipeline.models.network import Network
@@ -31,7 +32,7 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = (nn.RMSNorm(self.size, eps=1e-5) for _ in range(2))
         self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
 
-    def forward(self, x: Tensor, seen: Tensor | None, turns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, seen: Mask, turns: Tensor) -> Tensor:
         """(B, L, D), which tokens count (B, 1, 1, L) and rotary places (B, L, S / 2, 2) to (B, L, D)."""
         q, k, v = (
             project(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v)
@@ -50,7 +51,7 @@ class PlainBlock(nn.Module):
         self.feed_forward = FeedForward(width, 4 * width, config.multiple_of, config.ffn_dim_multiplier)
         self.norm1, self.norm2, self.ffn_norm1, self.ffn_norm2 = (nn.RMSNorm(width, eps=eps) for _ in range(4))
 
-    def forward(self, x: Tensor, seen: Tensor | None, turns: Tensor) -> Tensor:
+    def forward(self, x: Tensor, seen: Mask, turns: Tensor) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         x = x + self.norm2(self.attn(self.norm1(x), seen, turns))
         return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
@@ -63,7 +64,7 @@ class Block(PlainBlock):
         super().__init__(config)
         self.norm1 = Modulated(config.hidden_size, config.norm_eps)
 
-    def forward(self, x: Tensor, seen: Tensor | None, turns: Tensor, vector: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, seen: Mask, turns: Tensor, vector: Tensor) -> Tensor:  # type: ignore[override]
         """(B, L, D) and (B, D) to (B, L, D)."""
         flat, gate, ff_scale, ff_gate = self.norm1(x, vector)
         x = x + gate * self.norm2(self.attn(flat, seen, turns))
@@ -72,6 +73,8 @@ class Block(PlainBlock):
 
 class Lumina2Transformer2DModel(Network):
     """The transformer of Lumina-Image 2.0."""
+
+    attentions = ("layers.attn",)
 
     def __init__(
         self,
@@ -119,7 +122,14 @@ class Lumina2Transformer2DModel(Network):
         return rotary(torch.cat([words, places], 1), self.config.axes_dim_rope).to(self.device)
 
     def forward(
-        self, x: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor, turns: Tensor
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        turns: Tensor,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """The velocity at x, from noise to picture.
 
@@ -129,6 +139,7 @@ class Lumina2Transformer2DModel(Network):
             encoder_hidden_states: text (B, T, cap_feat_dim).
             encoder_attention_mask: 1 for the words that count, which come first, 0 for the others, (B, T).
             turns: rotary places of text and picture (B, T + N, S / 2, 2).
+            perturbed: (B, layers), in which of them the tokens of a row's picture see of it only themselves.
         """
         embed: Any = self.time_caption_embed
         vector = embed.timestep_embedder(sinusoidal(t, 256, cosine_first=True, shift=0).to(x.dtype))
@@ -144,8 +155,9 @@ class Lumina2Transformer2DModel(Network):
             tokens = block(tokens, None, here, vector)
         both, places = torch.cat([text, tokens], 1), torch.cat([words, here], 1)
         every = torch.cat([seen, seen.new_ones(tokens.shape[:2])], 1)[:, None, None]
-        for block in self.layers:
-            both = block(both, None if min(counts) == longest else every, places, vector)
+        each = masks(len(self.layers), None if min(counts) == longest else every, perturbed, slice(longest, None))
+        for block, mask in zip(self.layers, each, strict=True):
+            both = block(both, mask, places, vector)
         patch, (height, width) = self.config.patch_size, x.shape[-2:]
         return joined_patches(self.norm_out(both[:, longest:], vector), height // patch, width // patch, patch)
 

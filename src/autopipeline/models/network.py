@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ class Network(nn.Module):
     library = "diffusers"  # whose file names the weights have
 
     config: Config
+    attentions: ClassVar[tuple[str, ...]] = ()
+    """Of a transformer, the lists of blocks in which places look at each other, each with the name of that part."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -37,6 +39,11 @@ class Network(nn.Module):
         init.__signature__ = inspect.signature(build)  # type: ignore[attr-defined]
         init.__doc__ = build.__doc__
         cls.__init__ = init  # type: ignore[method-assign]
+
+    def self_attentions(self) -> Iterable[str]:
+        """Names of the attentions that `perturbed` has columns for, in their order."""
+        split = [name.partition(".") for name in self.attentions]
+        return [f"{blocks}.{k}.{part}" for blocks, _, part in split for k in range(len(self.get_submodule(blocks)))]  # type: ignore[arg-type]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.embeddings import sinusoidal
 from autopipeline.models.flux import Modulation, modulate, within
 from autopipeline.models.network import Network
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         """Keys and values of a text (B, T, D) at places (1, T, ., 2)."""
         return turn(self.norm_added_k(self._split(self.add_k_proj(text))), table), self._split(self.add_v_proj(text))
 
-    def forward(self, x: Tensor, heard: tuple[Tensor, Tensor], table: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, heard: tuple[Tensor, Tensor], table: Tensor, mask: Mask) -> Tensor:
         """(B, L, D) at places (1, L, ., 2), with what is heard, to (B, L, D); the mask is (B, 1, 1, T + L)."""
         q, k, v = (self._split(project(x)) for project in (self.to_q, self.to_k, self.to_v))
         q, k = turn(self.norm_q(q), table), turn(self.norm_k(k), table)
@@ -158,9 +158,7 @@ class Block(nn.Module):
         """What its tokens hear of a text (B, T, J)."""
         return self.attn.hear(self.encoder_proj(text), table)
 
-    def forward(
-        self, x: Tensor, heard: tuple[Tensor, Tensor], time: Tensor, table: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, heard: tuple[Tensor, Tensor], time: Tensor, table: Tensor, mask: Mask) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         scale, gate, scale_2, gate_2 = self.img_mod(time)[:, None].chunk(4, -1)
         plain = functional.layer_norm(x, x.shape[-1:], eps=1e-6)
@@ -173,6 +171,8 @@ class Block(nn.Module):
 
 class NucleusMoEImageTransformer2DModel(Network):
     """Predicts the velocity of packed latents, from the picture to noise."""
+
+    attentions = ("transformer_blocks.attn",)
 
     def __init__(
         self,
@@ -228,18 +228,25 @@ class NucleusMoEImageTransformer2DModel(Network):
         return [block.hear(text, table) for block in self.transformer_blocks]  # type: ignore[operator]
 
     def forward(
-        self, hidden_states: Tensor, timestep: Tensor, heard: Heard, rotary: Tensor, mask: Tensor | None = None
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        heard: Heard,
+        rotary: Tensor,
+        mask: Tensor | None = None,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, L, C), towards the picture, of packed latents (B, L, C) at `timestep` (B,) in 0..1.
 
         `heard` comes from `self.hear`, the table of places (T + L, ., 2) from `self.rotary`; the mask (B, T) is 0 for
-        padding.
+        padding. `perturbed` (B, blocks): in which of them the tokens of a row's picture see of it only themselves.
         """
         x = self.img_in(hidden_states)
         time = self.time_text_embed(timestep.to(x.dtype))
         own = rotary[None, len(rotary) - x.shape[1] :]
-        seen = joint_mask(mask, x.shape[1])
-        for block, said in zip(self.transformer_blocks, heard, strict=True):
+        hidden = joint_mask(mask, x.shape[1])
+        each = masks(len(heard), hidden, perturbed, slice(-x.shape[1], None))
+        for block, said, seen in zip(self.transformer_blocks, heard, each, strict=True):
             x = block(x, said, time, own, seen)
         scale, shift = self.norm_out(functional.silu(time)).unbind(1)
         return self.proj_out(modulate(x, shift, scale))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
-from autopipeline.models.flux import TIME, DoubleBlock, Modulation, SingleBlock, modulate
+from autopipeline.models.flux import STREAMS, TIME, DoubleBlock, Modulation, SingleBlock, each_mask, modulate
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import rotary
 
@@ -56,6 +56,8 @@ class GatedSingleBlock(SingleBlock):
 class OvisImageTransformer2DModel(Network):
     """Predicts the velocity of packed latents."""
 
+    attentions = STREAMS
+
     def __init__(
         self,
         patch_size: int = 1,
@@ -86,19 +88,29 @@ class OvisImageTransformer2DModel(Network):
         """The table (..., head width / 2, 2) that `forward` takes, for places (..., 3): made once for a call."""
         return rotary(places, self.config.axes_dims_rope)
 
-    def forward(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, rotary: Tensor) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        rotary: Tensor,
+        *,
+        perturbed: Tensor | None = None,
+    ) -> Tensor:
         """Velocity (B, L, C) of packed latents (B, L, C) at `timestep` (B,) in 0..1.
 
-        With a text (B, T, J) and a table of places (B, T + L, ., 2) from `self.rotary`.
+        With a text (B, T, J) and a table of places (B, T + L, ., 2) from `self.rotary`. `perturbed` (B, attentions): in
+        which of them the tokens of a row's picture see of it only themselves.
         """
         image = self.x_embedder(hidden_states)
         waves = sinusoidal(timestep.to(image.dtype) * 1000, TIME, cosine_first=True, shift=0)
         time = functional.silu(self.timestep_embedder(waves.to(image.dtype)))
         text = self.context_embedder(self.context_embedder_norm(encoder_hidden_states))
-        for block in self.transformer_blocks:
-            image, text = block(image, text, time, rotary)
+        masks, single_masks = each_mask(self, None, perturbed, text.shape[1])
+        for block, mask in zip(self.transformer_blocks, masks, strict=True):
+            image, text = block(image, text, time, rotary, mask)
         x = torch.cat([text, image], 1)
-        for block in self.single_transformer_blocks:
-            x = block(x, time, rotary)
+        for block, mask in zip(self.single_transformer_blocks, single_masks, strict=True):
+            x = block(x, time, rotary, mask)
         scale, shift = self.norm_out(time).unbind(1)
         return self.proj_out(modulate(x[:, text.shape[1] :], shift, scale))

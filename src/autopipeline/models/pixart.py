@@ -100,6 +100,8 @@ class Block(nn.Module):
 class PixArtTransformer2DModel(Network):
     """The transformer of PixArt."""
 
+    attentions = ("transformer_blocks.attn1",)
+
     def __init__(
         self,
         num_attention_heads: int = 16,
@@ -139,10 +141,6 @@ class PixArtTransformer2DModel(Network):
         )
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, patch_size**2 * self.out_channels)
-
-    def self_attentions(self) -> list[str]:
-        """Names of the attentions that `perturbed` has columns for."""
-        return [f"transformer_blocks.{k}.attn1" for k in range(len(self.transformer_blocks))]
 
     def captions(self, text: Tensor) -> Tensor:
         """Text (B, T, E) as the blocks take it, (B, T, D): once for all steps."""

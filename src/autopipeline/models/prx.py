@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.embeddings import sinusoidal
 from autopipeline.models.flux import modulate
 from autopipeline.models.network import Network
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k, self.norm_added_k = (nn.RMSNorm(size, eps=1e-6) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
 
-    def forward(self, x: Tensor, text: Tensor, table: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor, table: Tensor, mask: Mask) -> Tensor:
         """(B, L, D) with text (B, T, D), places (B, L, ., 2) and what may be seen (B, 1, 1, T + L) to (B, L, D)."""
         q, k, v = self._split(self.img_qkv_proj(x), 3)
         text_k, text_v = self._split(self.txt_kv_proj(text), 2)
@@ -80,7 +80,7 @@ class Block(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=False)
         self.modulation = Modulation(width)
 
-    def forward(self, x: Tensor, text: Tensor, time: Tensor, table: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor, time: Tensor, table: Tensor, mask: Mask) -> Tensor:
         """(B, L, D) with the time (B, D), activated, to (B, L, D)."""
         said = self.modulation.lin(time)[:, None].chunk(6, -1)
         x = x + said[2] * self.attention(modulate(x, said[0], said[1]), text, table, mask)
@@ -105,6 +105,8 @@ class FinalLayer(nn.Module):
 
 class PRXTransformer2DModel(Network):
     """Predicts the velocity of latents."""
+
+    attentions = ("blocks.attention",)
 
     def __init__(
         self,
@@ -150,11 +152,13 @@ class PRXTransformer2DModel(Network):
         rotary: Tensor,
         *,
         attention_mask: Tensor | None = None,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, C, H, W) of latents (B, C, H, W) at `timestep` (B,) in 0..1.
 
         With a text (B, T, J), of which the tokens count where the mask (B, T) is true, and a table of places
-        (B, L, ., 2) from `self.rotary`.
+        (B, L, ., 2) from `self.rotary`. `perturbed` (B, blocks): in which of them the tokens of a row's picture see of
+        it only themselves.
         """
         size = self.config.patch_size
         rows, columns = (side // size for side in hidden_states.shape[-2:])
@@ -165,7 +169,8 @@ class PRXTransformer2DModel(Network):
         mask = None
         if attention_mask is not None:
             mask = functional.pad(attention_mask.bool(), (0, x.shape[1]), value=True)[:, None, None]
-        for block in self.blocks:
+        each = masks(len(self.blocks), mask, perturbed, slice(text.shape[1], None))
+        for block, mask in zip(self.blocks, each, strict=True):
             x = block(x, text, time, rotary, mask)
         out = self.final_layer(x, time).transpose(1, 2).unflatten(2, (rows, columns))
         return functional.pixel_shuffle(out, size)

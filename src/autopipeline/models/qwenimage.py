@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
+from autopipeline.models.attention import Mask, masks
 from autopipeline.models.controlnet import MultiControlNetModel
 from autopipeline.models.embeddings import TimestepEmbedding
 from autopipeline.models.flux import FeedForward, Modulation, StreamAttention, modulate, within
@@ -71,7 +72,7 @@ class Block(nn.Module):
         text: Tensor,
         time: Tensor,
         table: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         clean: Tensor | None = None,
         own: int = 0,
     ) -> tuple[Tensor, Tensor]:
@@ -183,6 +184,8 @@ def joint_mask(mask: Tensor | None, tokens: int) -> Tensor | None:
 class QwenImageTransformer2DModel(Streams):
     """Predicts the velocity of packed latents."""
 
+    attentions = ("transformer_blocks.attn",)
+
     def __init__(
         self,
         patch_size: int = 2,
@@ -216,12 +219,14 @@ class QwenImageTransformer2DModel(Streams):
         reference: Tensor | None = None,
         residuals: tuple[Sequence[Tensor], Sequence[Tensor]] = ((), ()),
         kind: Tensor | None = None,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """Velocity (B, L, C) of packed latents (B, L, C) at `timestep` (B,) in 0..1.
 
         With a text (B, T, J) and a table of places (B, T + L + M, ., 2) from `self.rotary`; the mask (B, T) is 0 for
         padding. `reference` (B, M, C): packed latents of pictures to look at. `residuals` (B, L, D) come from a
-        ControlNet: one for each block, or none; there are no blocks of a single stream.
+        ControlNet: one for each block, or none; there are no blocks of a single stream. `perturbed` (B, blocks): in
+        which of them the tokens of a row's pictures see of these only themselves.
         """
         timestep, own = timestep.to(hidden_states.dtype), hidden_states.shape[1]
         time = self.time_text_embed(timestep, kind)
@@ -230,8 +235,9 @@ class QwenImageTransformer2DModel(Streams):
         image = self.img_in(hidden_states if reference is None else torch.cat([hidden_states, reference], 1))
         text = self.txt_in(self.txt_norm(encoder_hidden_states))
         mask = joint_mask(encoder_hidden_states_mask, image.shape[1])
+        each = masks(len(self.transformer_blocks), mask, perturbed, slice(text.shape[1], None))
         for k, block in enumerate(self.transformer_blocks):
-            image, text = block(image, text, time, rotary, mask, clean, own)
+            image, text = block(image, text, time, rotary, each[k], clean, own)
             if residuals[0]:
                 image = image + residuals[0][k]
         scale, shift = self.norm_out(functional.silu(time)).unbind(1)

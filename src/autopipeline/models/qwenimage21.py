@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.cogview import normal
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.flux import within
@@ -97,7 +97,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(heads * head, width, bias=False)])
         self.norm_q, self.norm_k = nn.RMSNorm(head, eps=eps), nn.RMSNorm(head, eps=eps)
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None, before: Pair | None) -> tuple[Tensor, Pair]:
+    def forward(self, x: Tensor, table: Tensor, mask: Mask, before: Pair | None) -> tuple[Tensor, Pair]:
         """(1, L, D) to the same, and its own keys and values."""
         q, k, v = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v)
@@ -117,7 +117,7 @@ class Block(nn.Module):
         self.img_mlp = FeedForward(width, ratio * width)
 
     def forward(
-        self, x: Tensor, said: Tensor, table: Tensor, mask: Tensor | None = None, before: Pair | None = None
+        self, x: Tensor, said: Tensor, table: Tensor, mask: Mask = None, before: Pair | None = None
     ) -> tuple[Tensor, Pair]:
         """(1, L, D), with `said` (1, 1 or L, 4 D)."""
         scale, gate, scale_fed, gate_fed = said.chunk(4, -1)
@@ -128,6 +128,8 @@ class Block(nn.Module):
 
 class QwenImage21Transformer2DModel(Network):
     """Predicts the velocity of latents, row by row."""
+
+    attentions = ("transformer_blocks.attn",)
 
     def __init__(
         self,
@@ -211,8 +213,11 @@ class QwenImage21Transformer2DModel(Network):
             pairs.append(pair)
         return tuple(pairs)
 
-    def forward(self, x: Tensor, t: Tensor, before: Before) -> Tensor:
-        """The velocity of latents (1, N, C) at the time (1,) in 0..1."""
+    def forward(self, x: Tensor, t: Tensor, before: Before, perturbed: Tensor | None = None) -> Tensor:
+        """The velocity of latents (1, N, C) at the time (1,) in 0..1.
+
+        `perturbed` (1, blocks): in which of them the tokens of x see of these only themselves.
+        """
         time = self.time_text_embed(t.to(x.dtype))
         said, count = self.modulation(time)[:, None], x.shape[1]
         tokens, table, mask, pairs = self.img_in(x), before.own, None, before.pairs
@@ -221,8 +226,9 @@ class QwenImage21Transformer2DModel(Network):
         else:
             tokens, table = torch.cat([before.hidden, tokens], 1), torch.cat([before.table, table], 1)
             mask = functional.pad(functional.pad(before.mask, (0, count)), (0, 0, 0, count), value=True)
+        each = masks(len(self.transformer_blocks), mask, perturbed, slice(-count, None))
         for k, block in enumerate(self.transformer_blocks):
-            tokens, _ = block(tokens, said, table, mask, pairs[k] if pairs else None)
+            tokens, _ = block(tokens, said, table, each[k], pairs[k] if pairs else None)
         scale = self.norm_out.linear(functional.silu(time))[:, None]  # type: ignore[operator]
         return self.proj_out(normal(tokens[:, -count:], self.config.eps) * (1 + scale))
 

@@ -92,6 +92,8 @@ class Block(nn.Module):
 class SanaTransformer2DModel(Network):
     """The transformer of Sana."""
 
+    attentions = ("transformer_blocks.attn1",)
+
     def __init__(
         self,
         in_channels: int = 32,
@@ -126,10 +128,6 @@ class SanaTransformer2DModel(Network):
         self.transformer_blocks = nn.ModuleList([Block(self.config) for _ in range(num_layers)])
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, patch_size**2 * (out_channels or in_channels))
-
-    def self_attentions(self) -> list[str]:
-        """Names of the attentions that `perturbed` has columns for."""
-        return [f"transformer_blocks.{k}.attn1" for k in range(len(self.transformer_blocks))]
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Apart, Mask, attend, masks
 from autopipeline.models.controlnet import MultiControlNetModel
 from autopipeline.models.embeddings import TimestepEmbedding, plane_sinusoids, sinusoidal
 from autopipeline.models.network import Network
@@ -135,21 +135,18 @@ class JointAttention(nn.Module):
             for name in ("norm_q", "norm_k", *(("norm_added_q", "norm_added_k") if text else ())):
                 self.add_module(name, NORMS[qk_norm](width // heads, eps=1e-6))
 
-    def forward(
-        self, x: Tensor, text: Tensor | None = None, apart: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """(B, N, D) and (B, T, D) to the same; image tokens of the rows marked in `apart` (B,) don't see each other.
+    def forward(self, x: Tensor, text: Tensor | None = None, mask: Mask = None) -> tuple[Tensor, Tensor | None]:
+        """(B, N, D) and (B, T, D) to the same.
 
-        As in the reference implementation, queries and keys go without their norms in a layer with such rows.
+        As in the reference implementation, queries and keys go without their norms where a row's picture is apart.
         """
-        normed = self.normed and apart is None
+        normed = self.normed and not isinstance(mask, Apart)
         q, k, v = self._heads(x, (self.to_q, self.to_k, self.to_v), ("norm_q", "norm_k") if normed else ())
         if text is not None:
             norms = ("norm_added_q", "norm_added_k") if normed else ()
             words = self._heads(text, (self.add_q_proj, self.add_k_proj, self.add_v_proj), norms)
             q, k, v = (torch.cat(both, 2) for both in zip((q, k, v), words, strict=True))
-        mixed = attend(q, k, v) if apart is None else _attend_apart(q, k, v, apart, x.shape[1])
-        mixed = mixed.transpose(1, 2).flatten(2)
+        mixed = attend(q, k, v, mask).transpose(1, 2).flatten(2)
         image, rest = mixed[:, : x.shape[1]], mixed[:, x.shape[1] :]
         seen = text is not None and hasattr(self, "to_add_out")
         return self.to_out[0](image), self.to_add_out(rest) if seen else None
@@ -160,16 +157,6 @@ class JointAttention(nn.Module):
         for k, name in enumerate(norms):
             made[k] = self.get_submodule(name)(made[k])
         return made
-
-
-def _attend_apart(q: Tensor, k: Tensor, v: Tensor, apart: Tensor, image: int) -> Tensor:
-    """Attention in which, in the rows marked, each of the first `image` tokens sees of these only itself."""
-    among = torch.arange(q.shape[2], device=q.device) < image
-    seen = ~(among[:, None] & among[None]) | torch.eye(len(among), dtype=torch.bool, device=q.device)
-    mixed = torch.empty_like(v)
-    for rows, mask in ((~apart, None), (apart, seen)):
-        mixed[rows] = attend(q[rows], k[rows], v[rows], mask=mask)
-    return mixed
 
 
 class JointBlock(nn.Module):
@@ -185,13 +172,13 @@ class JointBlock(nn.Module):
         self.ff = Perceptron(width)
         self.ff_context = None if last else Perceptron(width)
 
-    def forward(self, x: Tensor, text: Tensor, emb: Tensor, apart: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, text: Tensor, emb: Tensor, mask: Mask = None) -> tuple[Tensor, Tensor]:
         """(B, N, D), (B, T, D) and (B, D) to the next tokens of the image and of the text."""
         shift, scale, gate, ff_shift, ff_scale, ff_gate, *second = self.norm1(emb)
         flat = normal(x)
         own = self.norm1_context(emb)
         words = normal(text) * (1 + own[0]) + own[1] if self.last else normal(text) * (1 + own[1]) + own[0]
-        mixed, mixed_words = self.attn(flat * (1 + scale) + shift, words, apart)
+        mixed, mixed_words = self.attn(flat * (1 + scale) + shift, words, mask)
         x = x + gate * mixed
         if self.attn2 is not None:
             x = x + second[2] * self.attn2(flat * (1 + second[1]) + second[0])[0]
@@ -220,6 +207,8 @@ class ImageBlock(nn.Module):
 
 class SD3Transformer2DModel(Network):
     """The transformer of Stable Diffusion 3; in 3.5 some blocks attend twice, and queries and keys are normed."""
+
+    attentions = ("transformer_blocks.attn",)
 
     def __init__(
         self,
@@ -251,10 +240,6 @@ class SD3Transformer2DModel(Network):
         self.norm_out = Modulation(width, 2)
         self.proj_out = nn.Linear(width, patch_size**2 * (out_channels or in_channels))
 
-    def self_attentions(self) -> list[str]:
-        """Names of the attentions that `perturbed` has columns for."""
-        return [f"transformer_blocks.{k}.attn" for k in range(len(self.transformer_blocks))]
-
     def forward(
         self,
         x: Tensor,
@@ -280,12 +265,13 @@ class SD3Transformer2DModel(Network):
         height, width = (side // self.config.patch_size for side in x.shape[-2:])
         tokens, emb = self.pos_embed(x), self.time_text_embed(t, pooled_projections)
         text = self.context_embedder(encoder_hidden_states)
-        skips, marks = _columns(skipped), _columns(perturbed)
+        skips = _columns(skipped)
+        each = masks(len(self.transformer_blocks), None, perturbed, slice(tokens.shape[1]))
         for k, block in enumerate(self.transformer_blocks):
             if k in skips:
                 tokens, text = _for_rows(block, ~skips[k], tokens, text, emb)
             else:
-                tokens, text = block(tokens, text, emb, marks.get(k))
+                tokens, text = block(tokens, text, emb, each[k])
             if residuals and k < len(self.transformer_blocks) - 1:
                 tokens = tokens + residuals[int(k / (len(self.transformer_blocks) / len(residuals)))]
         scale, shift = self.norm_out(emb)

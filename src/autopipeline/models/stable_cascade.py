@@ -5,7 +5,7 @@ Shapes: B rows, C channels, K width of what is attended to, S tokens that a vect
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,17 @@ from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
 from autopipeline.models.network import Network
-from autopipeline.models.wuerstchen import AttnBlock, ChannelNorm, ResBlock, TimeBlock, embedded, resized, walked
+from autopipeline.models.wuerstchen import (
+    AttnBlock,
+    ChannelNorm,
+    ResBlock,
+    TimeBlock,
+    embedded,
+    number,
+    resized,
+    self_attentions,
+    walked,
+)
 
 KINDS = ("SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock")
 
@@ -101,6 +111,11 @@ class StableCascadeUNet(Network):
             self.up_repeat_mappers.append(_repeats(widths[k], up_repeats[::-1][k]))
         last = nn.Conv2d(widths[0], out_channels * patch**2, 1)
         self.clf = nn.Sequential(ChannelNorm(), last, nn.PixelShuffle(patch))
+        number(self)
+
+    def self_attentions(self) -> Iterable[str]:
+        """Names of the attentions that `perturbed` has columns for, in their order."""
+        return self_attentions(self)
 
     def _scaled(self, k: int, up: bool) -> nn.Module:
         """The way between level k and the one above."""
@@ -143,10 +158,18 @@ class StableCascadeUNet(Network):
         whole = torch.cat(said, 1)
         return functional.layer_norm(whole, whole.shape[-1:], eps=1e-6)
 
-    def forward(self, sample: Tensor, time: Tensor, context: Tensor, effnet: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        sample: Tensor,
+        time: Tensor,
+        context: Tensor,
+        effnet: Tensor | None = None,
+        perturbed: Tensor | None = None,
+    ) -> Tensor:
         """The noise in `sample` (B, C, H, W) at `time` (B,) in 0..1.
 
         With what `self.hear` gives of the texts, and for a decoder the embedding of a picture (B, 16, h, w).
+        `perturbed` (B, self-attentions): in which of them the places of a row see of it only themselves.
         """
         config, x = self.config, self.embedding(sample)
         sides = x.shape[-2:]
@@ -160,12 +183,12 @@ class StableCascadeUNet(Network):
         kept: list[Tensor] = []
         ways = zip(self.down_blocks, self.down_downscalers, self.down_repeat_mappers, strict=True)
         for blocks, scale, repeats in ways:
-            x = _walk(blocks, repeats, scale(x), times, context, None)  # type: ignore[arg-type]
+            x = _walk(blocks, repeats, scale(x), times, context, None, perturbed)  # type: ignore[arg-type]
             kept.append(x)
         ways = zip(self.up_blocks, self.up_upscalers, self.up_repeat_mappers, strict=True)
         for k, (blocks, scale, repeats) in enumerate(ways):
             before = kept.pop()
-            x = scale(_walk(blocks, repeats, x, times, context, before if k else None))  # type: ignore[arg-type]
+            x = scale(_walk(blocks, repeats, x, times, context, before if k else None, perturbed))  # type: ignore[arg-type]
         return self.clf(x)
 
 
@@ -180,6 +203,7 @@ def _walk(
     times: Sequence[Tensor],
     context: Tensor,
     before: Tensor | None,
+    perturbed: Tensor | None,
 ) -> Tensor:
     """All blocks of a level, once more after each of the `repeats`; the first has `before` join in."""
     for between in (*repeats, None):
@@ -187,6 +211,6 @@ def _walk(
             skip = before if k == 0 else None
             if skip is not None and x.shape[-2:] != skip.shape[-2:]:  # odd sides were halved
                 x = resized(x.float(), size=skip.shape[-2:]).to(x.dtype)
-            x = walked(block, x, times, context, skip)
+            x = walked(block, x, times, context, skip, perturbed)
         x = x if between is None else between(x)
     return x

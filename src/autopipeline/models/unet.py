@@ -397,10 +397,11 @@ class UNet2DConditionModel(Encoder):
             stacks.append(Stack(resnets, attentions, up=change))
         return nn.ModuleList(stacks)
 
-    def self_attentions(self) -> dict[str, TransformerBlock]:
+    def self_attentions(self) -> dict[str, TransformerBlock | AddedAttention]:
         """The blocks with self-attention, by its name, in the order of the columns of `perturbed`."""
-        parts = self.named_modules()
-        return {f"{name}.attn1": x for name, x in parts if isinstance(x, TransformerBlock) and not x.only_cross}
+        kinds = TransformerBlock, AddedAttention
+        parts = [(name, x) for name, x in self.named_modules() if isinstance(x, kinds) and not x.only_cross]
+        return {f"{name}.attn1" if isinstance(x, TransformerBlock) else name: x for name, x in parts}
 
     def forward(
         self,

@@ -5,14 +5,14 @@ Shapes: B rows, C channels, T tokens of text, E their width, K width of what is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.embeddings import sinusoidal
 from autopipeline.models.network import Network
 
@@ -90,13 +90,13 @@ class Attention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, mask: Mask = None) -> Tensor:
         """(B, L, C) and (B, T, C) to (B, L, C)."""
         q, k, v = (
             project(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for project, rows in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
         )
-        return self.to_out[0](attend(q, k, v).transpose(1, 2).flatten(2))
+        return self.to_out[0](attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class AttnBlock(nn.Module):
@@ -105,15 +105,33 @@ class AttnBlock(nn.Module):
     def __init__(self, width: int, context: int, heads: int, alone: bool = False) -> None:
         super().__init__()
         self.alone = alone
+        self.place = 0  # among the network's self-attentions, which number themselves
         self.norm = ChannelNorm()
         self.attention = Attention(width, heads)
         self.kv_mapper = nn.Sequential(nn.SiLU(), nn.Linear(context, width))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """(B, C, H, W) with (B, T, K) to (B, C, H, W)."""
+    def forward(self, x: Tensor, context: Tensor, perturbed: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) with (B, T, K) to (B, C, H, W).
+
+        `perturbed` (B, self-attentions): in which of them places see of x only themselves.
+        """
         places, said = self.norm(x).flatten(2).transpose(1, 2), self.kv_mapper(context)
-        seen = said if self.alone else torch.cat([places, said], 1)
-        return x + self.attention(places, seen).transpose(1, 2).unflatten(2, tuple(x.shape[-2:]))
+        seen = said if self.alone else torch.cat([said, places], 1)
+        apart = None if perturbed is None or self.alone else perturbed[:, [self.place]]
+        mask = masks(1, None, apart, slice(said.shape[1], None))[0]
+        return x + self.attention(places, seen, mask).transpose(1, 2).unflatten(2, tuple(x.shape[-2:]))
+
+
+def self_attentions(network: nn.Module) -> dict[str, AttnBlock]:
+    """The blocks of a network in which places attend to each other, by the names of those attentions, in order."""
+    parts = network.named_modules()
+    return {f"{name}.attention": x for name, x in parts if isinstance(x, AttnBlock) and not x.alone}
+
+
+def number(network: nn.Module) -> None:
+    """Tell those blocks their places."""
+    for place, block in enumerate(self_attentions(network).values()):
+        block.place = place
 
 
 def embedded(time: Tensor, width: int) -> Tensor:
@@ -121,13 +139,20 @@ def embedded(time: Tensor, width: int) -> Tensor:
     return sinusoidal(time * STEEPNESS, width, cosine_first=False, shift=1).to(time.dtype)
 
 
-def walked(block: nn.Module, x: Tensor, times: Sequence[Tensor], context: Tensor, skip: Tensor | None) -> Tensor:
+def walked(
+    block: nn.Module,
+    x: Tensor,
+    times: Sequence[Tensor],
+    context: Tensor,
+    skip: Tensor | None,
+    perturbed: Tensor | None = None,
+) -> Tensor:
     """One block, given what its kind takes."""
     if isinstance(block, ResBlock):
         return block(x, skip)
     if isinstance(block, TimeBlock):
         return block(x, times)
-    return block(x, context) if isinstance(block, AttnBlock) else block(x)
+    return block(x, context, perturbed) if isinstance(block, AttnBlock) else block(x)
 
 
 class WuerstchenPrior(Network):
@@ -149,12 +174,20 @@ class WuerstchenPrior(Network):
         for _ in range(depth):
             self.blocks.extend([ResBlock(c), TimeBlock(c, c_r), AttnBlock(c, c, nhead)])
         self.out = nn.Sequential(ChannelNorm(), nn.Conv2d(c, 2 * c_in, 1))
+        number(self)
 
-    def forward(self, sample: Tensor, time: Tensor, text: Tensor) -> Tensor:
-        """The noise in `sample` (B, C, H, W) at `time` (B,) in 0..1, for a text (B, T, E)."""
+    def self_attentions(self) -> Iterable[str]:
+        """Names of the attentions that `perturbed` has columns for, in their order."""
+        return self_attentions(self)
+
+    def forward(self, sample: Tensor, time: Tensor, text: Tensor, perturbed: Tensor | None = None) -> Tensor:
+        """The noise in `sample` (B, C, H, W) at `time` (B,) in 0..1, for a text (B, T, E).
+
+        `perturbed` (B, self-attentions): in which of them the places of a row see of it only themselves.
+        """
         x, context, times = self.projection(sample), self.cond_mapper(text), [embedded(time, self.config.c_r)]
         for block in self.blocks:
-            x = walked(block, x, times, context, None)
+            x = walked(block, x, times, context, None, perturbed)
         mean, share = self.out(x).chunk(2, 1)
         return (sample - mean) / ((1 - share).abs() + 1e-5)
 

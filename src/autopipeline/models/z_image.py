@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import attend
+from autopipeline.models.attention import Mask, attend, masks
 from autopipeline.models.embeddings import sinusoidal
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import grid_places, rotary, turn
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
         self.norm_q, self.norm_k = (nn.RMSNorm(width // heads, eps=1e-5) if normed else nn.Identity() for _ in range(2))
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, mask: Mask) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         q, k, v = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D / heads)
@@ -88,7 +88,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         table: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         time: Tensor | None = None,
         clean: Clean | None = None,
     ) -> Tensor:
@@ -167,6 +167,8 @@ Residuals = Callable[[Streams], Mapping[int, Tensor]]
 
 class ZImageTransformer2DModel(Network):
     """The velocity of latents, pointing from noise to the picture."""
+
+    attentions = ("layers.attention",)
 
     def __init__(
         self,
@@ -251,17 +253,20 @@ class ZImageTransformer2DModel(Network):
         tokens: Tensor,
         rotary: Tensor,
         residuals: Residuals | None = None,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
         """Latents (B, C, h, w) at times (B,), 0 for noise and 1 for pictures, to their velocity.
 
-        Texts (B, T, E), T a multiple of 32 and at least that of the longest, are of `tokens` (B,) each.
+        Texts (B, T, E), T a multiple of 32 and at least that of the longest, are of `tokens` (B,) each. `perturbed`
+        (B, layers): in which of them the tokens of a row's picture see of it only themselves.
         """
         height, width = x.shape[-2:]
         before = self.streams(x, t, encoder_hidden_states, tokens, rotary)
         added = residuals(before) if residuals is not None else {}
         joint = torch.cat([before.picture, before.text], 1)
+        each = masks(len(self.layers), before.mask, perturbed, slice(before.picture.shape[1]))
         for k, block in enumerate(self.layers):
-            joint = block(joint, before.table, before.mask, before.time)
+            joint = block(joint, before.table, each[k], before.time)
             joint = joint + added[k] if k in added else joint
         return self.unpatched(joint[:, : height * width // 4], before.time, height, width)
 

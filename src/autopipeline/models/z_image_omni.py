@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from autopipeline.models.attention import masks
 from autopipeline.models.rotary import grid_places, rotary
 from autopipeline.models.z_image import GROUP, PATCH, Clean, ZImageTransformer2DModel, filled, patches
 
@@ -67,8 +68,13 @@ def sight(
     return Sight(words, torch.cat(kept, 1), seen, (table(torch.cat(pictures)), table(whole)), marks)  # type: ignore[arg-type]
 
 
-def within_sight(network: ZImageTransformer2DModel, x: Tensor, t: Tensor, seen: Sight) -> Tensor:
-    """The velocity of latents (1, C, h, w) at the time (1,)."""
+def within_sight(
+    network: ZImageTransformer2DModel, x: Tensor, t: Tensor, seen: Sight, perturbed: Tensor | None = None
+) -> Tensor:
+    """The velocity of latents (1, C, h, w) at the time (1,).
+
+    `perturbed` (1, layers): in which of them the tokens of pictures see of these only themselves.
+    """
     scale = network.config.t_scale
     time, bright = (network.t_embedder(each * scale).to(x.dtype) for each in (t, torch.ones_like(t)))
     own = patches(x, network.all_x_embedder[PATCH], network.x_pad_token)
@@ -76,9 +82,11 @@ def within_sight(network: ZImageTransformer2DModel, x: Tensor, t: Tensor, seen: 
     for block in network.noise_refiner:
         pictures = block(pictures, seen.tables[0], None, time, Clean(bright, seen.clean[0]))
     joint = torch.cat([seen.words, pictures, seen.looks], 1)
-    for block in network.layers:
-        joint = block(joint, seen.tables[1], None, time, Clean(bright, seen.clean[1]))
-    begin, (height, width) = seen.words.shape[1] + seen.kept.shape[1], x.shape[-2:]
+    words, end = seen.words.shape[1], seen.words.shape[1] + pictures.shape[1]
+    each = masks(len(network.layers), None, perturbed, slice(words, end))
+    for block, mask in zip(network.layers, each, strict=True):
+        joint = block(joint, seen.tables[1], mask, time, Clean(bright, seen.clean[1]))
+    begin, (height, width) = words + seen.kept.shape[1], x.shape[-2:]
     return network.unpatched(joint[:, begin : begin + height * width // 4], time, height, width)
 
 
