@@ -23,11 +23,11 @@ ORDER = [
     {"names", "loading", "kinds", "samplers"},
     {"mapping", "selection"},
     {"inspection", "linked"},
-    {"binding"},
+    {"binding", "speed"},
     {"pipeline"},
     {"auto"},
     {"recipe"},
-    {"cli", "__init__", "__main__", "stub"},
+    {"bench", "cli", "__init__", "__main__", "stub"},
 ]
 RANK = {name: rank for rank, layer in enumerate(ORDER) for name in layer}
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NoReturn
 
 from autopipeline import names
 from autopipeline.loading.index import ModelIndex, read_index
+from autopipeline.loading.uncollected import uncollected
 from autopipeline.names import AUTO, NOUNS, Coordinates
 from autopipeline.pipeline import DiffusionPipeline, pipeline_class
 from autopipeline.selection import configs, locate, possible
@@ -26,6 +27,7 @@ class _Auto:
         )
 
     @classmethod
+    @uncollected()
     def from_pretrained(cls, pretrained_model_or_path: str | Path, **options: Any) -> DiffusionPipeline:
         """Load a checkpoint as the class for this task.
 
@@ -121,6 +123,7 @@ class AutoPipeline(_Auto):
     """No task named: the object does whatever its inputs ask for (`image=`, `mask_image=`)."""
 
     @classmethod
+    @uncollected()
     def from_pretrained(cls, pretrained_model_or_path: str | Path, **options: Any) -> DiffusionPipeline:
         """Load a checkpoint as the class of its family that does all of its tasks, by the inputs of each call."""
         fetch = {name: options[name] for name in FETCH if name in options}

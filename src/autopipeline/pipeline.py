@@ -28,6 +28,7 @@ from autopipeline.linked import Source, load_all
 from autopipeline.loading import foreign
 from autopipeline.loading.components import check_fit, find_device, precision, same_precision
 from autopipeline.loading.index import read_index
+from autopipeline.loading.uncollected import uncollected
 from autopipeline.names import Coordinates
 from autopipeline.selection import locate, possible
 from autopipeline.spaces import crop_box
@@ -383,6 +384,7 @@ class DiffusionPipeline:
     # --- loading, saving, switching --------------------------------------------------------------------------
 
     @classmethod
+    @uncollected()
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,

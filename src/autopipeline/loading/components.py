@@ -167,8 +167,11 @@ def load_components(
             use_safetensors=use_safetensors,
         ).eval()
 
+    # Building networks is Python's work, which threads would only hinder each other at; tokenizers are read beside it.
+    networks = [name for name in names if issubclass(classes[name], torch.nn.Module)]
     with ThreadPoolExecutor(4) as pool:
-        loaded = dict(zip(names, pool.map(load, names), strict=True))
+        beside = {name: pool.submit(load, name) for name in names if name not in networks}
+        loaded = {name: load(name) for name in networks} | {name: each.result() for name, each in beside.items()}
     missing = [name for name, slot in slots.items() if name not in loaded and name not in given and not slot.optional]
     if missing:
         raise CheckpointError(f"The checkpoint in {folder} has no {' and no '.join(missing)}.")

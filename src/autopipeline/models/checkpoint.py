@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from autopipeline.errors import CheckpointError
+from autopipeline.models import casting
 
 if TYPE_CHECKING:
     from autopipeline.models.network import Network
@@ -25,15 +26,15 @@ STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 
 class _Blank(TorchFunctionMode):
-    """Leave out initial values: there is nothing to fill, and on the meta device `normal_` alone imports torch's
-    compiler, which takes longer than loading a network."""
+    """Leave out initial values: there is nothing to fill, and on the meta device `normal_` or `randn` alone imports
+    torch's compiler, which takes longer than loading a network."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
+        return (torch.empty if func in (torch.rand, torch.randn) else func)(*args, **(kwargs or {}))
 
 
 def built(cls: type[N], config: dict[str, Any], folder: Path) -> N:
@@ -139,13 +140,11 @@ def fill(
         found: dict[str, Tensor] = {}
         for key, tensor in _tensors(file):
             name = network.renamed(key)
-            if name is None:
-                continue
-            if name not in wanted:
+            if name is not None and name in wanted:
+                found[name] = _placed(_fitted(tensor, wanted.pop(name), key, file), dtype, device, file)
+            elif name is not None:
                 unknown.append(key)
-                continue
-            found[name] = _fitted(tensor, wanted.pop(name), key, file).to(device=device, dtype=_target(tensor, dtype))
-        network.load_state_dict(found, strict=False, assign=True)
+        _assign(network, found)
     if wanted:
         raise CheckpointError(f"{folder} lacks {_some(list(wanted))}, which its config.json asks for.")
     if unknown:
@@ -154,8 +153,25 @@ def fill(
     return network
 
 
-def _target(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype | None:
-    return dtype if tensor.is_floating_point() else None
+def _assign(network: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put tensors in place of those on the meta device; `load_state_dict` would look through all for each module."""
+    modules = dict(network.named_modules())
+    for name, tensor in tensors.items():
+        home, _, leaf = name.rpartition(".")
+        module = modules[home]
+        if leaf in module._parameters:  # type: ignore[reportPrivateUsage]
+            setattr(module, leaf, torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+        else:
+            setattr(module, leaf, tensor)
+
+
+def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None, file: Path) -> Tensor:
+    """As the caller wants it; on the way to a GPU it is the GPU that casts."""
+    if dtype in (None, tensor.dtype) or not tensor.is_floating_point():
+        return tensor.to(device)
+    if device is None or torch.device(device).type == "cpu":
+        return casting.cast(tensor, dtype, mapped=file.suffix == ".safetensors")
+    return tensor.to(device).to(dtype)
 
 
 def _fitted(tensor: Tensor, like: Tensor, key: str, file: Path) -> Tensor:

@@ -23,8 +23,13 @@ class TextTokenizer:
 
     def __init__(self, core: Tokenizer, *, length: int, pad: str, end: str, source: Path) -> None:
         self._core, self.model_max_length, self._source = core, length, source
-        vocabulary = core.get_vocab()
-        self.end, self.pad = vocabulary[end], vocabulary[pad]
+        self.end, self.pad = self._id(end), self._id(pad)
+
+    def _id(self, token: str) -> int:
+        found = self._core.token_to_id(token)
+        if found is None:
+            raise KeyError(token)
+        return found
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the files that it came from."""

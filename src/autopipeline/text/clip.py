@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,21 @@ class CLIPTokenizer(TextTokenizer):
 
     def __init__(self, core: Tokenizer, *, length: int, pad: str, source: Path) -> None:
         super().__init__(core, length=length, pad=pad, end=END, source=source)
-        self.start = core.get_vocab()[START]
+        self.start = self._id(START)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> CLIPTokenizer:
         """Read vocab.json and merges.txt (or tokenizer.json) from a folder; CheckpointError where they are missing."""
         path = Path(folder, subfolder) if subfolder else Path(folder)
-        vocabulary, merges = _vocabulary(path)
+        model = _model(path)
         config = read_json(path / "tokenizer_config.json")
         special = read_json(path / "special_tokens_map.json")
         length = config.get("model_max_length", 77)
         pad = token_text(special.get("pad_token") or config.get("pad_token") or END)
         for token in (START, END, pad):
-            if token not in vocabulary:
+            if model.token_to_id(token) is None:
                 raise CheckpointError(f"The tokenizer in {path} does not know its own token {token!r}.")
-        core = Tokenizer(_model(vocabulary, merges, path))
+        core = Tokenizer(model)
         core.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         )
@@ -65,30 +66,34 @@ class CLIPTokenizer(TextTokenizer):
         return self._core.decoder.decode(tokens).replace("</w>", " ").strip() if tokens else ""
 
 
-def _vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, ...]]]:
-    whole = folder / "tokenizer.json"
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-        pairs = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-        return read_json(folder / "vocab.json"), pairs
-    if whole.is_file():
-        model = read_json(whole).get("model")
-        if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
-            raise CheckpointError(f"{whole} holds no vocabulary with merges.")
-        return model["vocab"], [
-            tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]
-        ]
-    raise CheckpointError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json.")
-
-
-def _model(vocabulary: dict[str, int], merges: list[tuple[str, ...]], folder: Path) -> models.BPE:
-    odd = [pair for pair in merges if len(pair) != 2 or "".join(pair) not in vocabulary]
-    if odd:
-        raise CheckpointError(
-            f"The vocabulary in {folder} (vocab.json) lacks the merge {' '.join(odd[0])!r} (merges.txt)."
-        )
+def _model(folder: Path) -> models.BPE:
+    """The vocabulary with its merges; CheckpointError where files are missing or don't go together."""
+    options: dict[str, Any] = dict(end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
+    files = folder / "vocab.json", folder / "merges.txt"
+    apart = all(file.is_file() for file in files)
+    vocabulary, merges = ({}, []) if apart else _whole(folder)
     try:
-        pairs: Any = merges
-        return models.BPE(vocabulary, pairs, end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
+        return models.BPE.from_file(*map(str, files), **options) if apart else models.BPE(vocabulary, merges, **options)
     except Exception as error:  # whatever the library raises
-        raise CheckpointError(f"The tokenizer in {folder} is damaged: {error}.") from None
+        raise CheckpointError(f"The tokenizer in {folder} is damaged: {_why(folder, vocabulary, error)}.") from None
+
+
+def _whole(folder: Path) -> tuple[dict[str, int], Any]:
+    whole = folder / "tokenizer.json"
+    if not whole.is_file():
+        raise CheckpointError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json.")
+    model = read_json(whole).get("model")
+    if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
+        raise CheckpointError(f"{whole} holds no vocabulary with merges.")
+    pairs = [tuple(pair.split()) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    return model["vocab"], pairs
+
+
+def _why(folder: Path, vocabulary: dict[str, int], error: Exception) -> str:
+    """What is wrong, in a sentence; CheckpointError for a file that is no JSON."""
+    vocabulary = vocabulary or read_json(folder / "vocab.json")
+    lacking = [token for token in (START, END) if token not in vocabulary]
+    if lacking:
+        return f"it does not know its own token {lacking[0]!r}"
+    found = re.search(r"`(.*)` out of vocabulary", str(error))
+    return f"its vocabulary lacks {found[1]!r}, which merges.txt has" if found else f"{error} (merges.txt)"

@@ -1,0 +1,1 @@
+"""`autopipeline bench`: how long things take here, and how much of what the machine can do."""
