@@ -32,6 +32,7 @@ from autopipeline.loading.uncollected import uncollected
 from autopipeline.names import Coordinates
 from autopipeline.selection import locate, possible
 from autopipeline.spaces import crop_box
+from autopipeline.speed.prepare import prepare
 from autopipeline.stage import Ask, Family, Finished, Loop, Run, Stage, Step
 
 PEER_VERSION = "0.42.1"
@@ -317,6 +318,7 @@ class DiffusionPipeline:
                 args[side] = default if args[side] is None else args[side]
         components = self._components(run)
         self.family.check({**self._settings, **components}, args)
+        prepare(components.values())
         stages = self.family.stages(components, run)
         return self._chain(task, stages, run), run, stages
 

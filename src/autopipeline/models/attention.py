@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float | None], Tensor]
+_kernel: Kernel | None = None
+
+
+def use(kernel: Kernel | None) -> None:
+    """Have all attention in this process computed by another function of the same result; None: by torch's."""
+    global _kernel
+    _kernel = kernel
 
 
 class Apart(NamedTuple):
@@ -40,6 +50,8 @@ def attend(
     """Scaled dot-product attention over (B, heads, L, D), by 1/sqrt(D) unless said; the one place that computes it."""
     if isinstance(mask, Apart):
         return _attend_apart(q, k, v, mask)
+    if _kernel is not None:
+        return _kernel(q, k, v, mask, causal, scale)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 
 

@@ -1,0 +1,208 @@
+"""What makes networks faster leaves what they compute as it is, and goes away where weights are wanted plain."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import autopipeline as ap
+import tiny
+from autopipeline.models import attention as plain
+from autopipeline.models.unet import UNet2DConditionModel
+from autopipeline.speed import attention, machine, packing, prepare
+
+pytestmark = pytest.mark.skipif(not packing.able(torch.float32), reason="this torch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A memory of its own, and attention as it was afterwards."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(machine, "_known", None)
+    monkeypatch.setattr(attention, "_chosen", {})
+    yield
+    attention.remove()
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is packed, tiled and prepared, whether it pays or not."""
+    monkeypatch.setattr(machine, "fastest", lambda key, ways: list(ways)[-1])
+    monkeypatch.setattr(attention, "LEAST", 0)
+    monkeypatch.setattr(prepare, "LARGE", 0)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Some(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(16, 48, 3, padding=1)
+        self.down = nn.Conv2d(48, 32, 3, stride=2, padding=1, bias=False)
+        self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=2)
+        self.linear = nn.Linear(32, 24)
+        self.bare = nn.Linear(24, 40, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.grouped(self.down(self.first(x)).relu()).relu()
+        return self.bare(self.linear(x.movedim(1, -1)).relu())
+
+
+@pytest.fixture
+def some(eager: None) -> tuple[Some, Some]:
+    torch.manual_seed(0)
+    one = Some().requires_grad_(False)
+    other = copy.deepcopy(one)
+    assert packing.pack(other) == 5
+    return one, other
+
+
+@torch.no_grad()
+def test_packed_layers_compute_the_same(some: tuple[Some, Some]) -> None:
+    for size in [(8, 8), (16, 24), (8, 8), (7, 5)]:
+        x = drawn(2, 16, *size, seed=size[1])
+        assert torch.allclose(some[1](x), some[0](x), atol=1e-5)
+    with ThreadPoolExecutor(4) as pool:
+        xs = [drawn(1, 16, 4 + k, 9, seed=k) for k in range(16)]
+        for x, made in zip(xs, pool.map(torch.no_grad()(some[1]), xs), strict=True):
+            assert torch.allclose(made, some[0](x), atol=1e-5)
+
+
+def _moved(one: Some) -> Some:
+    return one.to(torch.float64).to(torch.float32)
+
+
+def _reloaded(one: Some) -> Some:
+    other = Some().requires_grad_(False)
+    packing.pack(other)
+    with torch.no_grad():
+        other(drawn(1, 16, 8, 8))
+    other.load_state_dict(one.state_dict())
+    return other
+
+
+def _unpacked(one: Some) -> Some:
+    packing.unpack(one)
+    return one
+
+
+@pytest.mark.parametrize("way", [_moved, _reloaded, _unpacked, copy.deepcopy])
+def test_weights_come_back_as_they_were(some: tuple[Some, Some], way: Callable[[Some], Some]) -> None:
+    one, other = some
+    with torch.no_grad():
+        expected = one(drawn(1, 16, 8, 8))
+        other(drawn(1, 16, 8, 8))
+    state = one.state_dict()
+    assert all(torch.equal(state[name], each) for name, each in other.state_dict().items())
+    assert type(other.first) is packing.PackedConv2d  # asking for the weights leaves the layers packed
+    back = way(other)
+    assert [type(part) for part in back.modules()] == [type(part) for part in one.modules()]
+    assert all(torch.equal(state[name], each) for name, each in dict(back.named_parameters()).items())
+    with torch.no_grad():
+        assert torch.equal(back(drawn(1, 16, 8, 8)), expected)
+
+
+def test_what_is_trained_is_plain(some: tuple[Some, Some]) -> None:
+    one, other = some
+    for part in some:
+        part.requires_grad_(True)
+    with torch.no_grad():
+        other(drawn(1, 16, 8, 8))
+    for part in some:
+        part(drawn(1, 16, 8, 8)).square().sum().backward()
+    assert type(other.first) is nn.Conv2d
+    for mine, its in zip(one.parameters(), other.parameters(), strict=True):
+        assert mine.grad is not None and torch.allclose(mine.grad, its.grad, rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_a_packed_network_is_saved_as_ever(tmp_path: Path, eager: None) -> None:
+    one = UNet2DConditionModel(**tiny.XL_UNET).requires_grad_(False)
+    one.save_pretrained(tmp_path / "plain")
+    packing.pack(one)
+    one.save_pretrained(tmp_path / "packed")
+    name = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "packed" / name).read_bytes()
+
+
+@pytest.mark.parametrize("way", list(attention.WAYS))
+@pytest.mark.parametrize("shape", [(1, 2, 700, 1100, 40, 40), (2, 3, 5, 9, 8, 16)])
+@torch.no_grad()
+def test_tiles_make_the_same_attention(way: str, shape: tuple[int, ...]) -> None:
+    batch, heads, queries, keys, width, out = shape
+    q, k, v = drawn(batch, heads, queries, width), drawn(batch, heads, keys, width), drawn(batch, heads, keys, out)
+    for scale in (None, 0.3):
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        made = attention.tiled(q, k, v, scale, attention.WAYS[way])
+        assert torch.allclose(made, expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_attention_goes_the_fastest_way(eager: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (drawn(1, 2, 64, 8, seed=seed) for seed in range(3))
+    mask = drawn(1, 1, 1, 64) > 0
+    expected = [plain.attend(q, k, v), plain.attend(q, k, v, mask), plain.attend(q, k, v, causal=True)]
+    tiles = []
+    monkeypatch.setattr(attention, "tiled", lambda *given, real=attention.tiled: tiles.append(1) or real(*given))
+    attention.install()
+    actual = [plain.attend(q, k, v), plain.attend(q, k, v, mask), plain.attend(q, k, v, causal=True)]
+    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(expected, actual, strict=True))
+    assert len(tiles) == 1
+    attention.remove()
+    plain.attend(q, k, v)
+    assert len(tiles) == 1
+
+
+def test_the_fastest_is_found_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def way(name: str, duration: float) -> Callable[[], None]:
+        return lambda: calls.append(name) or time.sleep(duration)
+
+    ways = {"usual": way("usual", 0.02), "better": way("better", 0.001), "worse": way("worse", 0.04)}
+    assert machine.fastest("here", ways) == "better"
+    count = len(calls)
+    assert machine.fastest("here", ways) == "better"
+    monkeypatch.setattr(machine, "_known", None)  # another process
+    assert machine.fastest("here", ways) == "better"
+    assert len(calls) == count
+    assert machine.fastest("here", {name: ways[name] for name in ("usual", "worse")}) == "usual"  # another version's
+    for content in ("{", "[]", '{"here": 3}'):
+        machine.file().write_text(content)
+        monkeypatch.setattr(machine, "_known", None)
+        assert machine.fastest("here", ways) == "better"
+
+
+def test_without_a_place_to_remember_it_is_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert machine.fastest("here", {"usual": lambda: None}) == "usual"
+
+
+@pytest.mark.parametrize("name", ["sd", "xl", "sd3"])
+def test_prepared_pipelines_make_the_same_pictures(
+    checkpoint: Any, name: str, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint(name))
+    pipe.set_progress_bar_config(disable=True)
+    call = dict(prompt="red cat", num_inference_steps=2, output_type="np", seed=1)
+    monkeypatch.setenv(prepare.OFF, "1")
+    expected = pipe(**call).images
+    assert not any(isinstance(part, packing._Packed) for part in pipe.vae.modules())
+    monkeypatch.setenv(prepare.OFF, "0")
+    assert np.allclose(pipe(**call).images, expected, atol=1e-4)
+    assert any(isinstance(part, packing._Packed) for part in pipe.vae.modules())
+    assert np.allclose(pipe(**call | dict(height=64, width=96)).images.shape[1:3], (64, 96))
+    prepare.restore(pipe.components.values())
+    assert not any(isinstance(part, packing._Packed) for part in pipe.vae.modules())
+    assert np.allclose(pipe.to(torch.float64).to(torch.float32)(**call).images, expected, atol=1e-4)
