@@ -123,7 +123,8 @@ def test_what_is_trained_is_plain(some: tuple[Some, Some]) -> None:
         part(drawn(1, 16, 8, 8)).square().sum().backward()
     assert type(other.first) is nn.Conv2d
     for mine, its in zip(one.parameters(), other.parameters(), strict=True):
-        assert mine.grad is not None and torch.allclose(mine.grad, its.grad, rtol=1e-4, atol=1e-5)  # type: ignore[arg-type]
+        assert mine.grad is not None
+        assert torch.allclose(mine.grad, its.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_a_packed_network_is_saved_as_ever(tmp_path: Path, eager: None) -> None:

@@ -6,7 +6,7 @@ that (bfloat16 with AVX-512, say), products of whole tiles win by a factor. Whic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -55,7 +55,7 @@ def _key(q: Tensor, k: Tensor) -> str:
     return f"attention {q.dtype} {lengths} {q.shape[3]}"
 
 
-def _tries(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable[[], Tensor]]:
+def _tries(q: Tensor, k: Tensor, v: Tensor) -> Mapping[str, Callable[[], Tensor]]:
     q, k, v = (each[:1, :2].contiguous() for each in (q, k, v))  # two heads, as there are at least two cores
     ways = [way for name, way in WAYS.items() if name != "onednn" or packing.able(q.dtype)]
     plain = partial(functional.scaled_dot_product_attention, q, k, v)
