@@ -292,7 +292,7 @@ def test_a_variant_that_some_components_lack(copy: Any) -> None:
     folder = copy("sd")
     save_file({key: tensor.half() for key, tensor in load_file(weights(folder)).items()}, folder / "unet" / HALF)
     with pytest.warns(UserWarning, match="vae, text_encoder have no variant 'fp16'; the plain weights are taken"):
-        loaded = ap.DiffusionPipeline.from_pretrained(folder, variant="fp16", dtype="auto")
+        loaded = ap.DiffusionPipeline.from_pretrained(folder, variant="fp16", dtype="stored")
     assert (loaded.unet.dtype, loaded.vae.dtype) == (torch.float16, torch.float32)
     with pytest.raises(ap.CheckpointError, match="no variant 'ema'; there are fp16"):
         ap.DiffusionPipeline.from_pretrained(folder, variant="ema")
@@ -497,5 +497,5 @@ def test_dtypes_by_component(checkpoint: Checkpoint) -> None:
     half.set_progress_bar_config(disable=True)
     assert np.isfinite(half("red cat", num_inference_steps=2, output_type="np").images).all()
     half.save_pretrained  # noqa: B018 - still there after loading in parts
-    stored = ap.DiffusionPipeline.from_pretrained(checkpoint("sd"), dtype="auto")
+    stored = ap.DiffusionPipeline.from_pretrained(checkpoint("sd"), dtype="stored")
     assert stored.unet.dtype == torch.float32

@@ -107,7 +107,7 @@ def test_explaining_reads_no_weights(hub: Hub) -> None:
 
 def test_variants(hub: Hub) -> None:
     with pytest.warns(UserWarning, match="have no variant 'fp16'; the plain weights are taken"):
-        pipe = ap.DiffusionPipeline.from_pretrained(SD, variant="fp16", dtype="auto")
+        pipe = ap.DiffusionPipeline.from_pretrained(SD, variant="fp16", dtype="stored")
     assert (pipe.unet.dtype, pipe.vae.dtype) == (torch.float16, torch.float32)
     assert f"{SD}/unet/diffusion_pytorch_model.safetensors" not in hub.fetched
     with pytest.raises(ap.CheckpointError, match="no variant 'ema'; there are fp16"):

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import copy
+import gc
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import autopipeline as ap
 import tiny
+from autopipeline.loading.uncollected import uncollected
 from autopipeline.models import attention as plain
+from autopipeline.models import casting
 from autopipeline.models.unet import UNet2DConditionModel
-from autopipeline.speed import attention, machine, packing, prepare
+from autopipeline.speed import attention, machine, packing, precision, prepare
 
 pytestmark = pytest.mark.skipif(not packing.able(torch.float32), reason="this torch has no oneDNN")
 
@@ -207,3 +214,72 @@ def test_prepared_pipelines_make_the_same_pictures(
     prepare.restore(pipe.components.values())
     assert not any(isinstance(part, packing._Packed) for part in pipe.vae.modules())
     assert np.allclose(pipe.to(torch.float64).to(torch.float32)(**call).images, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_the_precision_is_what_the_machine_computes_well(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "halves_pay", lambda: pays)
+    cpu, large = torch.device("cpu"), precision.SMALL + 1
+    for kind in (torch.float16, torch.bfloat16, torch.float32):
+        assert precision.chosen(Counter({kind: large}), cpu) == (torch.bfloat16 if pays else torch.float32)
+        assert precision.chosen(Counter({kind: 9}), cpu) == torch.float32
+        assert precision.chosen(Counter({kind: large, torch.float64: 3}), torch.device("mps")) == kind
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: pays)
+    there = torch.device("cuda", 1)
+    assert precision.chosen(Counter({torch.float16: large}), there) == torch.float16
+    expected = torch.bfloat16 if pays else torch.float32
+    assert precision.chosen(Counter({torch.float32: large}), there) == expected
+
+
+def test_halves_pay_where_they_are_much_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert precision.halves_pay() in (False, True)
+    monkeypatch.setattr(packing, "able", lambda dtype: True)
+    for ratio, pays in ((1.2, False), (1.5, True)):
+        monkeypatch.setattr(machine, "_known", {})
+        monkeypatch.setattr(machine, "seconds", lambda ways, r=ratio: dict(zip(ways, (r, 1.0), strict=True)))
+        assert precision.halves_pay() is pays
+
+
+def test_auto_is_one_precision_for_all(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "SMALL", 0)
+    monkeypatch.setattr(precision, "halves_pay", lambda: True)
+    folder = checkpoint("sd")
+    numbers = precision.stored([folder / "unet", folder / "vae"])
+    assert set(numbers) == {torch.float32}
+    assert numbers.total() > 1000
+    pipe = ap.DiffusionPipeline.from_pretrained(folder, dtype="auto")
+    assert {part.dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.bfloat16}
+    mixed = ap.DiffusionPipeline.from_pretrained(folder, dtype={"default": "auto", "vae": torch.float32})
+    assert (mixed.unet.dtype, mixed.vae.dtype) == (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("source", "dtype"),
+    [(torch.float16, torch.float32), (torch.float32, torch.bfloat16), (torch.float16, torch.bfloat16)],
+)
+def test_casting_rounds_as_torch_does(source: torch.dtype, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(casting, "PIECE", 7)
+    x = (drawn(5, 9) * 300).to(source)
+    assert torch.equal(casting.cast(x, dtype), x.to(dtype))
+    assert casting.cast(x[:0], dtype).shape == (0, 9)
+
+
+def test_a_mapped_file_is_whole_after_its_pages_were_let_go(tmp_path: Path) -> None:
+    x = drawn(300, 1000)
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as opened:
+        mapped = opened.get_tensor("x")
+        made = casting.cast(mapped, torch.bfloat16, mapped=True)
+        assert torch.equal(made, x.to(torch.bfloat16))
+        assert torch.equal(mapped, x)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_garbage_is_collected_again_after_loading(raises: bool) -> None:
+    with pytest.raises(ValueError) if raises else nullcontext(), uncollected():
+        assert not gc.isenabled()
+        with uncollected():
+            assert not gc.isenabled()
+        if raises:
+            raise ValueError
+    assert gc.isenabled()

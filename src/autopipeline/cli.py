@@ -81,7 +81,7 @@ def cli() -> None:
 @click.option("--strength", type=float, help="How much of the picture is changed, 0 to 1.")
 @click.option("--negative-prompt", help="What should not be in the picture.")
 @click.option("--scheduler", help='Such as "Euler a" or "DPM++ 2M Karras"; `autopipeline schedulers` lists them.')
-@click.option("--dtype", help="float32, bfloat16, float16, or auto (as stored).")
+@click.option("--dtype", help="float32, bfloat16, float16, stored; by default what is fast here.")
 @click.option("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one.")
 @click.option("--variant", help="Such as fp16: which of several sets of weights.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repository.")
@@ -156,7 +156,12 @@ def make(order: dict[str, Any], seed: int, count: int, quiet: bool) -> list[tupl
 
     device = order["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     load = {name: value for name, value in order["load"].items() if value}
-    pipe = getattr(auto, AUTO[order["task"]]).from_pretrained(order["model"], device_map=device, **load)
+    pipe = getattr(auto, AUTO[order["task"]]).from_pretrained(
+        order["model"], device_map=device, **{"dtype": "auto"} | load
+    )
+    taken = str(pipe.dtype).removeprefix("torch.")
+    if load.get("dtype", "auto") == "auto" and taken != "float32" and not quiet:
+        click.echo(f"precision: {taken}, which is fast here (--dtype float32 for the exact numbers)", err=True)
     if order["scheduler_name"]:
         pipe.scheduler = samplers.scheduler(order["scheduler_name"], pipe.scheduler)
     pipe.set_progress_bar_config(disable=quiet, desc="steps", unit="step")
@@ -169,6 +174,7 @@ def make(order: dict[str, Any], seed: int, count: int, quiet: bool) -> list[tupl
         "call": plain,
         "class": type(pipe).__name__,
         "device": str(device),
+        "load": order["load"] | {"dtype": load.get("dtype", "auto") if load.get("dtype", "auto") != "auto" else taken},
         "scheduler": {"_class_name": type(pipe.scheduler).__name__} | _listed(pipe.scheduler.config),
         "dtype": {name: str(part.dtype).removeprefix("torch.") for name, part in _networks(pipe).items()},
         "model_digest": recipe.model_digest(folder),
@@ -211,6 +217,7 @@ def rerun(file: str, output: str | None, quiet: bool, **moved: str | None) -> in
 
     facts = recipe.load(Path(file))
     facts |= {"images": _inputs(Path(file), facts, moved)}
+    facts["load"] |= {"dtype": facts["load"]["dtype"] or "float32"}  # as it was when recipes did not say
     facts |= {name: moved[name] for name in ("model", "device") if moved[name]}
     paths = recipe.targets(output, "", 0, 1) if output else []
     plain = {name: facts["call"][name] for name in facts["call"] if name in _call_names(facts)}

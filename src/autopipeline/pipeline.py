@@ -407,8 +407,8 @@ class DiffusionPipeline:
 
         Args:
             pretrained_model_name_or_path: a folder, a repository such as "stabilityai/sdxl-turbo", or a shipped model.
-            torch_dtype: precision of the networks: a torch.dtype, its name, "auto" (as stored) or a dict by component
-                with "default". The default is float32.
+            torch_dtype: precision of the networks: a torch.dtype, its name, "auto" (what this machine computes well,
+                by what is stored), "stored" or a dict by component with "default". The default is float32.
             dtype: the same by its newer name.
             device_map: a device, "balanced" (spread over the GPUs), or a dict by component. The default is the CPU.
             variant: such as "fp16": which of several sets of weights to take.

@@ -140,7 +140,8 @@ def load_components(
 ) -> dict[str, Any]:
     """Every component of `slots`: the caller's, else the checkpoint's, else None where it may be missing.
 
-    `dtype`: a torch.dtype or its name, "auto" (as stored), None (float32), or a dict by component with "default".
+    `dtype`: a torch.dtype or its name, "stored", "auto" (what this machine computes well), None (float32), or a dict by
+    component with "default".
     `device_map`: a device, "balanced", or a dict by component with "default".
     """
     names = [name for name in slots if name not in given and index.components.get(name) is not None]
@@ -153,6 +154,7 @@ def load_components(
         networks = {name: path for name, path in paths.items() if issubclass(classes[name], Network)}
         _check_variant(networks, variant, use_safetensors)
     devices = place(device_map, {name: _bytes(path) for name, path in paths.items()})
+    dtype = _decided(dtype, paths, devices)
 
     def load(name: str) -> Any:
         cls = classes[name]
@@ -176,6 +178,20 @@ def load_components(
     if missing:
         raise CheckpointError(f"The checkpoint in {folder} has no {' and no '.join(missing)}.")
     return {name: given[name] if name in given else loaded.get(name) for name in slots}
+
+
+def _decided(dtype: Any, paths: Mapping[str, Path], devices: Mapping[str, torch.device]) -> Any:
+    """With the choice in place of "auto": one for all components, by the device that most of them are on."""
+    wants = dtype.values() if isinstance(dtype, Mapping) else (dtype,)
+    if not any(isinstance(each, str) and each == "auto" for each in wants):
+        return dtype
+    from autopipeline.speed import precision as speed
+
+    device = max(devices.values(), key=list(devices.values()).count, default=torch.device("cpu"))
+    choice = speed.chosen(speed.stored(paths.values()), device)
+    if isinstance(dtype, Mapping):
+        return {name: choice if each == "auto" else each for name, each in dtype.items()}
+    return choice
 
 
 def check_fit(slots: Mapping[str, Slot], parts: Mapping[str, Any]) -> None:
@@ -240,17 +256,21 @@ def precision(dtype: Any, component: str) -> torch.dtype | None:
         dtype = dtype.get(component, dtype.get("default"))
     if dtype is None:
         return torch.float32
-    if dtype == "auto":
+    if dtype in ("stored", "auto"):
         return None
     if isinstance(dtype, str):
         found = getattr(torch, dtype.removeprefix("torch."), None)
         if not isinstance(found, torch.dtype):
-            raise ValueError(f"{dtype!r} is no dtype; use for example 'float32', 'bfloat16', 'float16' or 'auto'.")
+            raise ValueError(
+                f"{dtype!r} is no dtype; use for example 'float32', 'bfloat16', 'float16', 'auto' or 'stored'."
+            )
         dtype = found
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
         raise ValueError(f"{dtype} can't hold weights; use a floating-point dtype such as 'float32' or 'bfloat16'.")
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype has to be a torch.dtype, its name, 'auto' or a dict by component, not {dtype!r}.")
+        raise TypeError(
+            f"dtype has to be a torch.dtype, its name, 'auto', 'stored' or a dict by component, not {dtype!r}."
+        )
     return dtype
 
 

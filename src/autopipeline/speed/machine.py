@@ -21,7 +21,7 @@ _LOCK = threading.Lock()
 _known: dict[str, str] | None = None
 
 
-def fastest(key: str, ways: Mapping[str, Callable[[], Any]]) -> str:
+def fastest(key: str, ways: Mapping[str, Callable[[], Any]], margin: float = MARGIN) -> str:
     """The name of the fastest of several ways, the first unless another is faster by a margin.
 
     Each is tried a few times in turn; what was found under a key is remembered, here and in a file.
@@ -31,7 +31,7 @@ def fastest(key: str, ways: Mapping[str, Callable[[], Any]]) -> str:
         if known.get(key) not in ways:
             times = seconds(ways)
             first, best = next(iter(ways)), min(times, key=times.__getitem__)
-            known[key] = best if times[first] > MARGIN * times[best] else first
+            known[key] = best if times[first] > margin * times[best] else first
             _remember(known)
         return known[key]
 
