@@ -25,7 +25,7 @@ from autopipeline.loading.uncollected import uncollected
 from autopipeline.models import attention as plain
 from autopipeline.models import casting
 from autopipeline.models.unet import UNet2DConditionModel
-from autopipeline.speed import attention, machine, packing, precision, prepare
+from autopipeline.speed import attention, compiling, machine, packing, precision, prepare
 
 pytestmark = pytest.mark.skipif(not packing.able(torch.float32), reason="this torch has no oneDNN")
 
@@ -283,3 +283,36 @@ def test_garbage_is_collected_again_after_loading(raises: bool) -> None:
         if raises:
             raise ValueError
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_compiled_pipelines_make_the_same_pictures(checkpoint: Any, name: str, eager: None) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint(name))
+    pipe.set_progress_bar_config(disable=True)
+    call = dict(prompt="red cat", num_inference_steps=2, output_type="np", seed=1)
+    expected = [pipe(**call).images, pipe(**call, height=64, width=96).images]
+    seen: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        seen.append(len(inputs))
+        return graph.forward
+
+    assert pipe.compile(backend=backend) is pipe
+    assert not any(isinstance(part, packing._Packed) for part in pipe.vae.modules())
+    actual = [pipe(**call).images, pipe(**call, height=64, width=96).images]
+    assert all(np.allclose(*pair, atol=1e-4) for pair in zip(expected, actual, strict=True))
+    count = len(seen)
+    assert count > 0
+    pipe(**call, height=96, width=64)  # sizes in general are compiled by now
+    pipe(**call)
+    assert len(seen) <= count + 2
+    pipe.compile(disable=True)
+    assert not any(compiling.compiled(part) for part in (pipe.vae, pipe.text_encoder))
+    with pytest.raises(ValueError, match="the networks are .*vae"):
+        pipe.compile("unnet")
+
+
+def test_blocks_are_compiled_one_by_one() -> None:
+    network = ap.SD3Transformer2DModel(**tiny.SD3)
+    assert list(compiling.regions(network)) == list(network.transformer_blocks)
+    assert list(compiling.regions(nn.Linear(2, 2))) != []

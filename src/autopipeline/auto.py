@@ -1,18 +1,26 @@
-"""AutoPipeline: the user names a checkpoint and a task, and gets the right class."""
+"""AutoPipeline: the user names a checkpoint and a task, and gets the right class. torch comes with the first one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from autopipeline import names
 from autopipeline.loading.index import ModelIndex, read_index
 from autopipeline.loading.uncollected import uncollected
 from autopipeline.names import AUTO, NOUNS, Coordinates
-from autopipeline.pipeline import DiffusionPipeline, pipeline_class
 from autopipeline.selection import configs, locate, possible
 
+if TYPE_CHECKING:
+    from autopipeline.pipeline import DiffusionPipeline
+
 FETCH = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+
+
+def _class(coordinates: Coordinates) -> type[DiffusionPipeline]:
+    from autopipeline.pipeline import pipeline_class
+
+    return pipeline_class(coordinates)
 
 
 class _Auto:
@@ -44,7 +52,7 @@ class _Auto:
         chosen = _runnable(names.select(index.class_name, cls.task, add=_addons(options)))
         _refuse_impossible(folder, index, chosen)
         options = _without_addons(options)
-        return pipeline_class(chosen).from_pretrained(pretrained_model_or_path, **options)
+        return _class(chosen).from_pretrained(pretrained_model_or_path, **options)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **parts: Any) -> DiffusionPipeline:
@@ -52,6 +60,8 @@ class _Auto:
 
         `parts` replace components or settings; `controlnet=None` and `enable_pag=False` take an add-on away.
         """
+        from autopipeline.pipeline import DiffusionPipeline
+
         if not isinstance(pipeline, DiffusionPipeline):
             raise TypeError(f"from_pipe takes a loaded pipeline, not {type(pipeline).__name__}.")
         kinds = ("ControlNet", "ControlNetUnion", "Inpaint")
@@ -61,7 +71,7 @@ class _Auto:
         chosen = names.select(type(pipeline).__name__, cls.task, add=add, drop=drop)
         for name in ("enable_pag", *(["controlnet"] if "ControlNet" in drop else [])):
             parts.pop(name, None)
-        made = pipeline_class(_runnable(chosen)).from_pipe(pipeline, **parts)
+        made = _class(_runnable(chosen)).from_pipe(pipeline, **parts)
         reason = possible(
             {name: part.config for name, part in made.components.items() if hasattr(part, "config")}, cls.task
         )
@@ -136,7 +146,7 @@ class AutoPipeline(_Auto):
         able = [task for task in here.row.classes if possible(known, task) is None]
         chosen = names.select(index.class_name, able[0] if able else here.task, add=_addons(options))
         options = _without_addons(options)
-        return pipeline_class(_runnable(chosen)).from_pretrained(pretrained_model_or_path, **options)
+        return _class(_runnable(chosen)).from_pretrained(pretrained_model_or_path, **options)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **parts: Any) -> DiffusionPipeline:

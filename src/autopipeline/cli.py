@@ -83,6 +83,7 @@ def cli() -> None:
 @click.option("--scheduler", help='Such as "Euler a" or "DPM++ 2M Karras"; `autopipeline schedulers` lists them.')
 @click.option("--dtype", help="float32, bfloat16, float16, stored; by default what is fast here.")
 @click.option("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the networks first: slow to begin, then faster.")
 @click.option("--variant", help="Such as fp16: which of several sets of weights.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repository.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar; print only the names of the files.")
@@ -98,6 +99,7 @@ def generate(prompt: str, **options: Any) -> int:
         "task": options["task"] or _task(options),
         "load": {"variant": options["variant"], "revision": options["revision"], "dtype": options["dtype"]},
         "device": options["device"],
+        "compiled": options["compiled"],
         "scheduler_name": options["scheduler"],
         "call": recommended(options["model"]) | _call(prompt, options),
         "images": {"image": options["image"], "mask_image": options["mask"]},
@@ -164,6 +166,8 @@ def make(order: dict[str, Any], seed: int, count: int, quiet: bool) -> list[tupl
         click.echo(f"precision: {taken}, which is fast here (--dtype float32 for the exact numbers)", err=True)
     if order["scheduler_name"]:
         pipe.scheduler = samplers.scheduler(order["scheduler_name"], pipe.scheduler)
+    if order.get("compiled"):
+        pipe.compile()
     pipe.set_progress_bar_config(disable=quiet, desc="steps", unit="step")
     images = {name: path for name, path in order["images"].items() if path}
     result = pipe(**order["call"], **images, num_images_per_prompt=count, seed=seed)
@@ -327,6 +331,40 @@ def schedulers(as_json: bool) -> int:
         click.echo((row.name.ljust(20) + f"{row.plain} {sets and f'({sets})'}".ljust(72) + also).rstrip())
     click.echo(f"\nAfter a name, for the noise levels: {', '.join(samplers.LEVELS)}. Example: DPM++ 2M SDE Karras.")
     click.echo("flow: models such as SD3 and Flux; edm: such as Playground 2.5. Class names do as well.")
+    return 0
+
+
+@cli.command(**OPTIONS, short_help="Measure import, load, step, decode and whole pictures, beside diffusers.")
+@click.option("-m", "--model", default=DEFAULT, show_default=True, help="Folder or shipped model.")
+@click.option("--random", is_flag=True, help="The folder has configs and tokenizers alone; draw the weights.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+@click.option("--stored", type=click.Choice(["float32", "bfloat16", "float16"]), default="float16", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--size", type=click.IntRange(8), help="Side of the pictures in pixels; by default the model's own.")
+@click.option(
+    "--steps", type=click.IntRange(2), nargs=2, default=(2, 4), show_default=True, help="A short, a long run."
+)
+@click.option("--runs", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--batch", "batches", type=click.IntRange(1), multiple=True, help="Measure throughput too; several times."
+)
+@click.option("--only", "parts", type=click.Choice(["import", "load", "run"]), multiple=True)
+@click.option("--alone", is_flag=True, help="Without diffusers, even where it is installed.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write what was found to a file as well.")
+@click.option("--plot", "plot_file", type=click.Path(dir_okay=False), help="Draw the ratios into a PNG.")
+def bench(json_file: str | None, plot_file: str | None, parts: tuple[str, ...], **options: Any) -> int:
+    """Measure this machine and print a table: seconds, ratios, and the share of what the machine can do."""
+    from autopipeline import bench as measuring
+    from autopipeline.bench import report
+
+    if options["steps"][0] >= options["steps"][1]:
+        raise ValueError(f"--steps {options['steps'][0]} {options['steps'][1]}: the first has to be the smaller one.")
+    found = measuring.bench(**options, parts=parts or ("import", "load", "run"))
+    if json_file:
+        Path(json_file).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+    if plot_file:
+        report.plot(found, Path(plot_file))
+    click.echo(report.table(found))
     return 0
 
 

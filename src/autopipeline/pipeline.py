@@ -32,6 +32,7 @@ from autopipeline.loading.uncollected import uncollected
 from autopipeline.names import Coordinates
 from autopipeline.selection import locate, possible
 from autopipeline.spaces import crop_box
+from autopipeline.speed import compiling
 from autopipeline.speed.prepare import prepare
 from autopipeline.stage import Ask, Family, Finished, Loop, Run, Stage, Step
 
@@ -511,6 +512,25 @@ class DiffusionPipeline:
         device, dtype = _destination(args, kwargs)
         for network in self._networks():
             network.to(device=device, dtype=dtype)
+        return self
+
+    def compile(self, *names: str, **options: Any) -> Self:
+        """Have networks compiled by torch.compile at the next call: those of the names, or all that denoise or decode.
+
+        Networks that are rows of blocks are compiled block by block, the first for all. `options` are torch.compile's:
+        `mode="reduce-overhead"` records CUDA graphs, `backend=` names another compiler. `disable=True` takes it back.
+        What compiled networks compute differs in the last digits.
+        """
+        parts = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        unknown = [name for name in names if name not in parts]
+        if unknown:
+            raise ValueError(f"compile names {unknown[0]!r}; the networks are {', '.join(parts)}.")
+        usual = [name for name in parts if "encoder" not in name and "checker" not in name]
+        chosen = [parts[name] for name in names or usual]
+        if options.pop("disable", False):
+            compiling.plain_networks(chosen)
+        else:
+            compiling.compile_networks(chosen, **options)
         return self
 
 

@@ -50,7 +50,7 @@ def attend(
     """Scaled dot-product attention over (B, heads, L, D), by 1/sqrt(D) unless said; the one place that computes it."""
     if isinstance(mask, Apart):
         return _attend_apart(q, k, v, mask)
-    if _kernel is not None:
+    if _kernel is not None and not torch.compiler.is_compiling():
         return _kernel(q, k, v, mask, causal, scale)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
 

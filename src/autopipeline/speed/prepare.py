@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from autopipeline.speed import attention, packing
+from autopipeline.speed import attention, compiling, packing
 
 OFF = "AUTOPIPELINE_PLAIN"
 """Set to 1 in the environment, networks stay as they are."""
@@ -25,7 +25,8 @@ def prepare(parts: Iterable[Any]) -> None:
     with _LOCK:
         for network in parts:
             weights = list(network.parameters()) if isinstance(network, torch.nn.Module) else []
-            if weights and weights[0].device.type == "cpu" and sum(each.numel() for each in weights) >= LARGE:
+            large = sum(each.numel() for each in weights) >= LARGE
+            if weights and large and weights[0].device.type == "cpu" and not compiling.compiled(network):
                 attention.install()
                 packing.pack(network)
 
