@@ -17,7 +17,7 @@ from autopipeline import bench, cli
 from autopipeline.bench import layout, report, roofline, runs
 from autopipeline.speed import packing, prepare
 
-QUICK = dict(steps=(2, 3), runs=1, dtype="float32", stored="float16", size=32)
+QUICK = dict(steps=(2, 3), runs=1, dtype="float32", stored="float32", size=32)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_weights_are_drawn_for_a_layout(bare: Path, tmp_path: Path) -> None:
 def test_what_is_found(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "measured", lambda *_: {"matrix GFLOP/s": 100.0, "convolution GFLOP/s": 50.0})
     found = bench.bench(str(bare), random=True, parts=("load", "run"), batches=(2,), **QUICK)  # type: ignore[arg-type]
-    names = ["load in float16", "peak in float16, of the weights", "load in float32", "load in bfloat16"]
+    names = ["load in float32", "peak in float32, of the weights", "load in bfloat16"]
     names += ["before the steps", "step", "decode", "whole picture", "picture in a batch of 2"]
     assert set(names) <= set(found["figures"])
     for name in set(names) - {"before the steps", "step", "decode"}:  # which are differences of what is hardly anything
