@@ -40,6 +40,7 @@ def test_weights_are_drawn_for_a_layout(bare: Path, tmp_path: Path) -> None:
 
 def test_what_is_found(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "measured", lambda *_: {"matrix GFLOP/s": 100.0, "convolution GFLOP/s": 50.0})
+    before = dict(os.environ)
     found = bench.bench(str(bare), random=True, parts=("load", "run"), batches=(2,), **QUICK)  # type: ignore[arg-type]
     names = ["load in float32", "peak in float32, of the weights", "load in bfloat16"]
     names += ["before the steps", "step", "decode", "whole picture", "picture in a batch of 2"]
@@ -49,6 +50,7 @@ def test_what_is_found(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert all(value > 0 for value in found["figures"][name].values())
     assert set(found["shares"]) == {"step", "decode"}
     assert 0 <= found["difference"] < 2e-3
+    assert dict(os.environ) == before
     report.plot(found, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as opened:
         colours = {colour for _, colour in opened.getcolors(10**6) or []}

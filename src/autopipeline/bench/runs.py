@@ -104,12 +104,13 @@ def loads(libraries: list[str], folder: Path, dtypes: list[str], runs: int) -> d
 
 def pipes(libraries: list[str], folder: Path, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """A pipeline of each library."""
-    os.environ.update(QUIET)
     made: dict[str, Any] = {}
     for lib in libraries:
         if lib == PEER:
             for chatty in (PEER, "transformers"):
-                importlib.import_module(f"{chatty}.utils.logging").disable_progress_bar()
+                said = importlib.import_module(f"{chatty}.utils.logging")
+                said.set_verbosity_error()
+                said.disable_progress_bar()
         pipe = importlib.import_module(lib).AutoPipelineForText2Image.from_pretrained(folder, torch_dtype=dtype)
         made[lib] = pipe.to(device)
         made[lib].set_progress_bar_config(disable=True)
