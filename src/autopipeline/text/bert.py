@@ -19,7 +19,7 @@ class BertTokenizer(TextTokenizer):
 
     def __init__(self, core: Tokenizer, *, length: int, pad: str, end: str, source: Path, start: str) -> None:
         super().__init__(core, length=length, pad=pad, end=end, source=source)
-        self.start = core.get_vocab()[start]
+        self.start = self._id(start)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> BertTokenizer:

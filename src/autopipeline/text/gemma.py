@@ -39,7 +39,7 @@ class GemmaTokenizer(TextTokenizer):
                 raise CheckpointError(f"The tokenizer in {path} does not know its own token {token!r}.")
         length = config.get("model_max_length", 8192)
         made = cls(core, length=length if 0 < length < 10**6 else 8192, pad=pad, end=end, source=path)
-        first = [core.get_vocab()[start]]
+        first = [made._id(start)]
         made.start = first if config.get("add_bos_token") else core.encode("").ids
         if made.start not in ([], first):
             raise CheckpointError(f"The tokenizer in {path} adds more to texts than {start} before them.")

@@ -24,7 +24,7 @@ class XLMRobertaTokenizer(T5Tokenizer):
         super().__init__(core, length=length, pad=pad, end=end, source=source)
         if core.token_to_id(START) is None:
             raise CheckpointError(f"The tokenizer in {source} does not know its own token {START!r}.")
-        self.start = core.get_vocab()[START]
+        self.start = self._id(START)
 
     def __call__(self, texts: Sequence[str], length: int | None = None) -> Tensor:
         """Ids (B, `length` or else model_max_length); what does not fit is cut, the end token stays."""
