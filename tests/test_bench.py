@@ -78,6 +78,7 @@ def test_the_table_says_how_many_times_faster() -> None:
         "figures": {
             "step": {"autopipeline": 2.0, "diffusers": 5.0},
             "load": {"autopipeline": 1.0},
+            "decode": {"autopipeline": -0.01, "diffusers": 0.01},
             "peak in float32, of the weights": {"autopipeline": 1.01, "diffusers": 1.5},
         },
         "shares": {"step": 0.25},
@@ -85,9 +86,10 @@ def test_the_table_says_how_many_times_faster() -> None:
     }
     lines = report.table(found).splitlines()
     assert lines[1] == "a model, float32; at best: copy GB/s 10"
-    assert lines[5:8] == [
+    assert lines[5:9] == [
         "| step | 2 s | 5 s | 2.50 | 25% |",
         "| load | 1 s | - | - | - |",
+        "| decode | -0.01 s | 0.01 s | - | - |",
         "| peak in float32, of the weights | 1.01 x | 1.5 x | - | - |",
     ]
     assert lines[-1] == "The pictures differ by 1.0e-06 of 1 at most."

@@ -20,7 +20,8 @@ def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
         ours, theirs = values.get(OURS), values.get(PEER)
         unit = "x" if "of the weights" in name else "s"
         shown = ["-" if each is None else f"{each:.3g} {unit}" for each in (ours, theirs)]
-        ratio = f"{theirs / ours:.2f}" if ours and theirs and unit == "s" else "-"
+        told = unit == "s" and ours is not None and theirs is not None and min(ours, theirs) > 0  # else lost in the noise
+        ratio = f"{theirs / ours:.2f}" if told else "-"
         share = found["shares"].get(name)
         made.append((name, *shown, ratio, "-" if share is None else f"{share:.0%}"))
     return made
