@@ -25,7 +25,7 @@ from autopipeline.loading.uncollected import uncollected
 from autopipeline.models import attention as plain
 from autopipeline.models import casting
 from autopipeline.models.unet import UNet2DConditionModel
-from autopipeline.speed import attention, compiling, machine, packing, precision, prepare
+from autopipeline.speed import attention, chunks, compiling, heap, machine, packing, precision, prepare, swapped
 
 pytestmark = pytest.mark.skipif(not packing.able(torch.float32), reason="this torch has no oneDNN")
 
@@ -100,7 +100,7 @@ def _reloaded(one: Some) -> Some:
 
 
 def _unpacked(one: Some) -> Some:
-    packing.unpack(one)
+    swapped.restore(one)
     return one
 
 
@@ -151,7 +151,7 @@ def test_tiles_make_the_same_attention(way: str, shape: tuple[int, ...]) -> None
     q, k, v = drawn(batch, heads, queries, width), drawn(batch, heads, keys, width), drawn(batch, heads, keys, out)
     for scale in (None, 0.3):
         expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
-        made = attention.tiled(q, k, v, scale, attention.WAYS[way])
+        made = attention.tiled(q, k, v, None, scale, attention.WAYS[way])
         assert torch.allclose(made, expected, atol=1e-5)
 
 
@@ -165,10 +165,10 @@ def test_attention_goes_the_fastest_way(eager: None, monkeypatch: pytest.MonkeyP
     attention.install()
     actual = [plain.attend(q, k, v), plain.attend(q, k, v, mask), plain.attend(q, k, v, causal=True)]
     assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(expected, actual, strict=True))
-    assert len(tiles) == 1
+    assert len(tiles) == 2
     attention.remove()
     plain.attend(q, k, v)
-    assert len(tiles) == 1
+    assert len(tiles) == 2
 
 
 def test_the_fastest_is_found_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,13 +206,13 @@ def test_prepared_pipelines_make_the_same_pictures(
     call = dict(prompt="red cat", num_inference_steps=2, output_type="np", seed=1)
     monkeypatch.setenv(prepare.OFF, "1")
     expected = pipe(**call).images
-    assert not any(isinstance(part, packing._Packed) for part in pipe.vae.modules())
+    assert not any(isinstance(part, swapped.Swapped) for part in pipe.vae.modules())
     monkeypatch.setenv(prepare.OFF, "0")
     assert np.allclose(pipe(**call).images, expected, atol=1e-4)
-    assert any(isinstance(part, packing._Packed) for part in pipe.vae.modules())
+    assert any(isinstance(part, swapped.Swapped) for part in pipe.vae.modules())
     assert np.allclose(pipe(**call | dict(height=64, width=96)).images.shape[1:3], (64, 96))
     prepare.restore(pipe.components.values())
-    assert not any(isinstance(part, packing._Packed) for part in pipe.vae.modules())
+    assert not any(isinstance(part, swapped.Swapped) for part in pipe.vae.modules())
     assert np.allclose(pipe.to(torch.float64).to(torch.float32)(**call).images, expected, atol=1e-4)
 
 
@@ -298,7 +298,7 @@ def test_compiled_pipelines_make_the_same_pictures(checkpoint: Any, name: str, e
         return graph.forward
 
     assert pipe.compile(backend=backend) is pipe
-    assert not any(isinstance(part, packing._Packed) for part in pipe.vae.modules())
+    assert not any(isinstance(part, swapped.Swapped) for part in pipe.vae.modules())
     actual = [pipe(**call).images, pipe(**call, height=64, width=96).images]
     assert all(np.allclose(*pair, atol=1e-4) for pair in zip(expected, actual, strict=True))
     count = len(seen)
@@ -316,3 +316,95 @@ def test_blocks_are_compiled_one_by_one() -> None:
     network = ap.SD3Transformer2DModel(**tiny.SD3)
     assert list(compiling.regions(network)) == list(network.transformer_blocks)
     assert list(compiling.regions(nn.Linear(2, 2))) != []
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = plain.FeedForward(24), plain.FeedForward(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)[..., :16])
+
+
+@torch.no_grad()
+def test_feed_forwards_in_parts_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "LEAST", 3)
+    monkeypatch.setattr(chunks, "MIDDLE", 3 * 4 * 8 * 24)  # three rows of the first, four of the second
+    one = Wide()
+    other = copy.deepcopy(one)
+    assert chunks.chunk(other) == 2
+    assert chunks.chunk(other) == 0
+    assert (other.first.rows, other.second.rows) == (3, 4)
+    seen: list[int] = []
+    other.first.net[0].proj.register_forward_hook(lambda _, given, made: seen.append(len(given[0])))
+    for shape in ((2, 5, 24), (7, 24), (2, 24), (1, 1, 3, 24)):
+        x = drawn(*shape)
+        assert torch.allclose(other(x), one(x), atol=1e-6)
+    assert seen == [3, 3, 3, 1, 3, 3, 1, 2, 1]
+    packing.pack(other)
+    assert torch.allclose(other(drawn(9, 24)), one(drawn(9, 24)), atol=1e-5)
+    with torch.enable_grad():
+        count = len(seen)
+        other(drawn(9, 24)).sum().backward()
+    assert len(seen) == count + 1
+    assert list(other.state_dict()) == list(one.state_dict())
+    assert [type(each) for each in other.to(torch.float64).modules()] == [type(each) for each in one.modules()]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", list(attention.WAYS))
+def test_keys_that_are_not_seen_are_left_out(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = drawn(2, 3, 40, 8), drawn(2, 3, 33, 8, seed=1), drawn(2, 3, 33, 8, seed=2)
+    monkeypatch.setattr(attention, "LEAST", 0)
+    monkeypatch.setattr(machine, "fastest", lambda key, ways: way)
+    tiles = []
+    monkeypatch.setattr(attention, "tiled", lambda *given, real=attention.tiled: tiles.append(1) or real(*given))
+    attention.install()
+    some = torch.arange(33) < torch.tensor([20, 31])[:, None]
+    for mask in (some[:, None, None], some[:1, None, None]):
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        assert torch.allclose(plain.attend(q, k, v, mask), expected, atol=1e-6)
+    assert len(tiles) == 2
+    for mask in (some[:, None, None].float(), torch.ones(2, 3, 40, 33) > 0, torch.zeros(2, 1, 1, 33) > 0):
+        plain.attend(q, k, v, mask)
+    assert len(tiles) == 2
+
+
+def test_memory_is_kept_inside_and_given_back_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(heap, "_set", said.append)
+    monkeypatch.setattr(heap, "_given_back", lambda: said.append("back"))
+    with heap.kept():
+        with pytest.raises(KeyError), heap.kept():
+            raise KeyError
+        assert said == [heap.KEEPING] * 2
+    assert said == [heap.KEEPING, heap.KEEPING, heap.USUAL, "back"]
+
+
+@pytest.mark.skipif(heap._glibc() is None, reason="the C library is another")
+def test_large_blocks_are_used_again() -> None:
+    """The system clears fresh pages, which shows in the count of page faults."""
+    import resource
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(8):
+            torch.empty(1 << 26, dtype=torch.uint8).fill_(1)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    fresh = faults()
+    with heap.kept():
+        faults()
+        kept = faults()
+    assert kept < fresh / 4
+
+
+def test_a_stream_is_prepared_as_well(checkpoint: Any, eager: None) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint("sd"))
+    steps = pipe.stream("red cat", num_inference_steps=2, seed=1)
+    next(steps)
+    assert any(isinstance(part, swapped.Swapped) for part in pipe.unet.modules())
+    assert heap._inside == 1
+    steps.close()
+    assert heap._inside == 0

@@ -33,7 +33,7 @@ from autopipeline.names import Coordinates
 from autopipeline.selection import locate, possible
 from autopipeline.spaces import crop_box
 from autopipeline.speed import compiling
-from autopipeline.speed.prepare import prepare
+from autopipeline.speed.prepare import ready
 from autopipeline.stage import Ask, Family, Finished, Loop, Run, Stage, Step
 
 PEER_VERSION = "0.42.1"
@@ -264,10 +264,11 @@ class DiffusionPipeline:
         """
         bound = self._bind(args, kwargs)
         made = [self._prepare(bound.task, run) for run in runs(self.family, bound, self._settings)]
-        with tqdm(total=None, **self._progress) as bar:
-            loops = [(loop, run, self._reporter(run, bar)) for loop, run, _ in made]
-            results = drive(loops)
-        outputs = [self._finish(bound.task, run, x) for (_, run, _), x in zip(loops, results, strict=True)]
+        with ready(self.components.values()):
+            with tqdm(total=None, **self._progress) as bar:
+                loops = [(loop, run, self._reporter(run, bar)) for loop, run, _ in made]
+                results = drive(loops)
+            outputs = [self._finish(bound.task, run, x) for (_, run, _), x in zip(loops, results, strict=True)]
         return self._returned(_joined(outputs), bound.args["return_dict"])
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[StreamStep]:
@@ -279,7 +280,11 @@ class DiffusionPipeline:
         every = runs(self.family, bound, self._settings)
         if len(every) > 1:
             raise ValueError("stream takes one run at a time; give numbers as single values, not as lists.")
-        return self._streamed(bound, *self._prepare(bound.task, every[0]))
+        return self._ready(self._streamed(bound, *self._prepare(bound.task, every[0])))
+
+    def _ready(self, steps: Iterator[StreamStep]) -> Iterator[StreamStep]:
+        with ready(self.components.values()):
+            yield from steps
 
     def _streamed(self, bound: Bound, loop: Loop, run: Run, stages: Sequence[Stage]) -> Iterator[StreamStep]:
         reply: Any = None
@@ -319,7 +324,6 @@ class DiffusionPipeline:
                 args[side] = default if args[side] is None else args[side]
         components = self._components(run)
         self.family.check({**self._settings, **components}, args)
-        prepare(components.values())
         stages = self.family.stages(components, run)
         return self._chain(task, stages, run), run, stages
 

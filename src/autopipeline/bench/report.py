@@ -17,11 +17,14 @@ def rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     """Name, seconds (or a share) of each library, how many times faster ours is, and the share of the roofline."""
     made: list[tuple[str, ...]] = []
     for name, values in found["figures"].items():
-        ours, theirs = values.get(OURS), values.get(PEER)
+        ours: float | None = values.get(OURS)
+        theirs: float | None = values.get(PEER)
         unit = "x" if "of the weights" in name else "s"
         shown = ["-" if each is None else f"{each:.3g} {unit}" for each in (ours, theirs)]
-        told = unit == "s" and ours is not None and theirs is not None and min(ours, theirs) > 0  # else lost in the noise
-        ratio = f"{theirs / ours:.2f}" if told else "-"
+        # the difference of two times may drown in their noise
+        ratio = "-"
+        if unit == "s" and ours is not None and theirs is not None and min(ours, theirs) > 0:
+            ratio = f"{theirs / ours:.2f}"  # differences of times may drown in noise
         share = found["shares"].get(name)
         made.append((name, *shown, ratio, "-" if share is None else f"{share:.0%}"))
     return made

@@ -114,6 +114,10 @@ class Attention(nn.Module):
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
 
+class RowWise(nn.Module):
+    """A module that maps each row of its one argument (..., C) by itself, to one as wide."""
+
+
 class GatedLinear(nn.Module):
     """GEGLU (Shazeer 2020)."""
 
@@ -127,7 +131,7 @@ class GatedLinear(nn.Module):
         return value * functional.gelu(gate)
 
 
-class FeedForward(nn.Module):
+class FeedForward(RowWise):
     """A gated layer four times as wide, and back."""
 
     def __init__(self, channels: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models.attention import Mask, attend, masks
+from autopipeline.models.attention import Mask, RowWise, attend, masks
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.network import Network
 
@@ -68,7 +68,7 @@ class Modulation(nn.Module):
         return self.linear(functional.silu(emb))[:, None].chunk(self.count, -1)
 
 
-class GatedPerceptron(nn.Module):
+class GatedPerceptron(RowWise):
     """SwiGLU (Shazeer 2020), two thirds of four times as wide, in steps of 256."""
 
     def __init__(self, width: int) -> None:

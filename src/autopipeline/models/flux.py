@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import Mask, attend, masks
+from autopipeline.models.attention import Mask, RowWise, attend, masks
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import rotary, turn
@@ -55,7 +55,7 @@ class TanhLinear(nn.Module):
         return functional.gelu(self.proj(x), approximate="tanh")
 
 
-class FeedForward(nn.Module):
+class FeedForward(RowWise):
     """Four times as wide, and back."""
 
     def __init__(self, width: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models.attention import Mask, attend
+from autopipeline.models.attention import Mask, RowWise, attend
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.flux import STREAMS, DoubleBlock, Modulation, each_mask, modulate, within
 from autopipeline.models.network import Network
@@ -25,7 +25,7 @@ def gated(x: Tensor) -> Tensor:
     return functional.silu(gate) * value
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(RowWise):
     """Wider by `ratio`, gated, and back."""
 
     def __init__(self, width: int, ratio: float) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import Mask, attend, masks
+from autopipeline.models.attention import Mask, RowWise, attend, masks
 from autopipeline.models.network import Network
 
 
@@ -54,7 +54,7 @@ class Attention(nn.Module):
         return self.to_out[0](attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(RowWise):
     """SwiGLU (Shazeer 2020)."""
 
     def __init__(self, width: int, inner: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import Mask, attend, masks
+from autopipeline.models.attention import Mask, RowWise, attend, masks
 from autopipeline.models.embeddings import sinusoidal
 from autopipeline.models.gemma2 import Norm
 from autopipeline.models.network import Network
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         return self.to_out[0](mixed * self.to_gate(x).sigmoid())
 
 
-class FeedForward(nn.Module):
+class FeedForward(RowWise):
     """SwiGLU (Shazeer 2020), and back."""
 
     def __init__(self, width: int, inner: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models.attention import Mask, attend, masks
+from autopipeline.models.attention import Mask, RowWise, attend, masks
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import grid_places, rotary, turn
@@ -30,7 +30,7 @@ def narrow(width: int) -> int:
     return min(width, 1024)
 
 
-class FeedForward(nn.Module):
+class FeedForward(RowWise):
     """A wider layer with a gate (SwiGLU, Shazeer 2020), and back."""
 
     def __init__(self, width: int, inner: int, multiple: int, factor: float | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models.attention import Mask, attend, masks
+from autopipeline.models.attention import Mask, RowWise, attend, masks
 from autopipeline.models.embeddings import sinusoidal
 from autopipeline.models.flux import Modulation, modulate, within
 from autopipeline.models.network import Network
@@ -91,7 +91,7 @@ class Gated(nn.Module):
         return up * functional.silu(gate)
 
 
-class FeedForward(nn.Module):
+class FeedForward(RowWise):
     """SwiGLU, and back."""
 
     def __init__(self, width: int, inner: int) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autopipeline.models.attention import RowWise
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.flux import STREAMS, TIME, DoubleBlock, Modulation, SingleBlock, each_mask, modulate
 from autopipeline.models.network import Network
@@ -30,7 +31,7 @@ class GatedLinear(nn.Module):
         return swish_gated(self.proj(x))
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(RowWise):
     """Four times as wide with a gate, and back."""
 
     def __init__(self, width: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import Mask, attend, masks
+from autopipeline.models.attention import Mask, RowWise, attend, masks
 from autopipeline.models.cogview import normal
 from autopipeline.models.embeddings import TimestepEmbedding, sinusoidal
 from autopipeline.models.flux import within
@@ -74,7 +74,7 @@ class TimeEmbedding(nn.Module):
         return self.timestep_embedder(waves.to(t.dtype))
 
 
-class FeedForward(nn.Module):
+class FeedForward(RowWise):
     """SwiGLU (Shazeer 2020)."""
 
     def __init__(self, width: int, inner: int) -> None:

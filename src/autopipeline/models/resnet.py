@@ -53,7 +53,7 @@ class ResnetBlock(nn.Module):
             h = h * (1 + scale) + shift
         h = self.conv2(self.act(h))
         x = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return (x + h) / self.scale
+        return x + h if self.scale == 1 else (x + h) / self.scale
 
     def _changed(self, x: Tensor, size: tuple[int, int] | None) -> Tensor:
         if self.change == "down":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.models.attention import Mask, attend, masks
+from autopipeline.models.attention import Mask, RowWise, attend, masks
 from autopipeline.models.embeddings import sinusoidal
 from autopipeline.models.network import Network
 from autopipeline.models.rotary import grid_places, rotary, turn
@@ -51,7 +51,7 @@ class Attention(nn.Module):
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Module):
+class FeedForward(RowWise):
     """SwiGLU (Shazeer 2020), 8 / 3 as wide."""
 
     def __init__(self, width: int) -> None:

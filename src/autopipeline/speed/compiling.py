@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopipeline.speed import packing
+from autopipeline.speed import swapped
 
 
 def compiled(network: nn.Module) -> bool:
@@ -42,7 +42,7 @@ def compile_networks(networks: Iterable[nn.Module], **options: Any) -> None:
     """
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # type: ignore[reportPrivateUsage]
     for network in networks:
-        packing.unpack(network)
+        swapped.restore(network)
         for part in regions(network):
             part.compile(**options)
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 REPEATS = 3
+LONG = 0.05
+"""Seconds that all tries take together, at least: short ones are repeated more often."""
 MARGIN = 1.05
 """How much faster another way has to be to be taken over the first, which is torch's own."""
 _LOCK = threading.Lock()
@@ -36,16 +38,18 @@ def fastest(key: str, ways: Mapping[str, Callable[[], Any]], margin: float = MAR
         return known[key]
 
 
-def seconds(ways: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, float]:
+def seconds(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """The shortest time that each takes, tried in turn after one try that is not counted."""
     taken = dict.fromkeys(ways, float("inf"))
+    repeat, start = 0, time.perf_counter()
     with torch.no_grad():
-        for repeat in range(repeats + 1):
+        while repeat <= REPEATS or time.perf_counter() - start < LONG:
             for name, way in ways.items():
                 begin = time.perf_counter()
                 way()
                 if repeat:
                     taken[name] = min(taken[name], time.perf_counter() - begin)
+            repeat += 1
     return taken
 
 

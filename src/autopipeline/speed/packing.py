@@ -7,7 +7,6 @@ trained; `state_dict` gives them as ever.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,37 +15,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.speed import machine
+from autopipeline.speed.swapped import Swapped
 
 ROWS = 1024
 """Of the input that a linear layer is packed for; others are as right, and hardly slower."""
 
 
-class _Packed(nn.Module):
+class _Packed(Swapped):
     """What both have in common."""
 
-    plain: type[nn.Module]
-
-    def unpack(self) -> None:
+    def restore(self) -> None:
         """Be a plain module again, with the very same weights."""
-        self.__class__ = self.plain  # type: ignore[assignment]
+        super().restore()
         weight: nn.Parameter = self.weight  # type: ignore[assignment]
         self.weight = nn.Parameter(_dense(weight), requires_grad=weight.requires_grad)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        self.unpack()
-        return self._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight"] = _dense(self.weight)  # type: ignore[arg-type]
-
-    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        self.unpack()
-        self._load_from_state_dict(*args, **options)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        self.unpack()
-        return copy.deepcopy(self, memo)
 
 
 class PackedConv2d(_Packed, nn.Conv2d):
@@ -58,8 +44,8 @@ class PackedConv2d(_Packed, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out, h, w), channels last in memory."""
         if torch.is_grad_enabled():
-            self.unpack()
-            return self(input)
+            self.restore()
+            return self.forward(input)
         x = input.contiguous(memory_format=torch.channels_last)
         weight, form = self.weight, (self.padding, self.stride, self.dilation, self.groups)
         if self.size != x.shape[2:] or not weight.is_mkldnn:
@@ -81,8 +67,8 @@ class PackedLinear(_Packed, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         if torch.is_grad_enabled():
-            self.unpack()
-            return self(input)
+            self.restore()
+            return self.forward(input)
         return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
 
 
@@ -113,16 +99,9 @@ def pack(network: nn.Module) -> int:
     return count
 
 
-def unpack(network: nn.Module) -> None:
-    """The plain network again."""
-    for module in network.modules():
-        if isinstance(module, _Packed):
-            module.unpack()
-
-
 def _fits(weight: Any) -> bool:
     whole = isinstance(weight, nn.Parameter) and weight.layout == torch.strided and weight.device.type == "cpu"
-    return whole and able(weight.dtype) and min(weight.shape[:2]) >= 16 and type(weight) is nn.Parameter
+    return whole and able(weight.dtype) and len(weight) >= 16 and weight.shape[1] > 1 and type(weight) is nn.Parameter
 
 
 def _pack_convolution(module: nn.Conv2d) -> None:

@@ -1,0 +1,43 @@
+"""A module that changed its class for a faster one of the same result, and goes back by itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Swapped(nn.Module):
+    """Plain again where its weights are to be moved, cast, loaded or copied."""
+
+    plain: type[nn.Module]
+
+    def restore(self) -> None:
+        """Be of the plain class again."""
+        self.__class__ = self.plain  # type: ignore[assignment]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        self.restore()
+        return self._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self.restore()
+        self._load_from_state_dict(*args, **options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        self.restore()
+        return copy.deepcopy(self, memo)
+
+
+def become(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Be of another class, with the same attributes."""
+    module.__class__ = kind
+
+
+def restore(network: nn.Module) -> None:
+    """The plain network again."""
+    for module in network.modules():
+        if isinstance(module, Swapped):
+            module.restore()
