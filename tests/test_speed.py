@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +26,18 @@ from autopipeline.loading.uncollected import uncollected
 from autopipeline.models import attention as plain
 from autopipeline.models import casting
 from autopipeline.models.unet import UNet2DConditionModel
-from autopipeline.speed import attention, chunks, compiling, heap, machine, packing, precision, prepare, swapped
+from autopipeline.speed import (
+    attention,
+    chunks,
+    compiling,
+    heap,
+    machine,
+    openvino,
+    packing,
+    precision,
+    prepare,
+    swapped,
+)
 
 pytestmark = pytest.mark.skipif(not packing.able(torch.float32), reason="this torch has no oneDNN")
 
@@ -408,3 +420,65 @@ def test_a_stream_is_prepared_as_well(checkpoint: Any, eager: None) -> None:
     assert heap._inside == 1
     steps.close()
     assert heap._inside == 0
+
+
+@pytest.mark.parametrize("name", ["sd", "xl", "sd3"])
+def test_openvino_makes_the_same_pictures(checkpoint: Any, name: str, eager: None) -> None:
+    pytest.importorskip("openvino")
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint(name))
+    pipe.set_progress_bar_config(disable=True)
+    call = dict(prompt="red cat", num_inference_steps=2, output_type="np", seed=1)
+    expected = [pipe(**call).images, pipe(**call, height=64, width=96).images]
+    assert pipe.compile(engine="openvino") is pipe
+    network = pipe.unet if name != "sd3" else pipe.transformer
+    assert isinstance(network, openvino.Translated)
+    assert np.allclose(pipe(**call).images, expected[0], atol=1e-3)
+    count = len(network.translations)
+    assert count > 0
+    assert np.allclose(pipe(**call, height=64, width=96).images, expected[1], atol=1e-3)
+    assert len(network.translations) == 2 * count
+    assert np.allclose(pipe(**call).images, expected[0], atol=1e-3)
+    assert len(network.translations) == 2 * count
+    assert not any(isinstance(part, packing._Packed) for part in network.modules())  # nor is it prepared besides
+    state = network.state_dict()
+    pipe.compile(disable=True)
+    assert not any(isinstance(part, swapped.Swapped) for part in (*network.modules(), *pipe.vae.modules()))
+    assert all(torch.equal(state[key], each) for key, each in network.state_dict().items())
+    assert np.allclose(pipe(**call).images, expected[0], atol=1e-4)
+
+
+def test_what_has_no_effect_on_compiling_is_refused(checkpoint: Any) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint("sd"))
+    for options, error, said in (
+        (dict(engine="onnx"), ValueError, "has to be one of torch, openvino"),
+        (dict(engine="openvino", mode="default"), TypeError, "mode is an option of torch.compile"),
+        (dict(disable=True, mode="default"), TypeError, "mode has no effect"),
+        (dict(disable=True, engine="openvino"), TypeError, "engine has no effect"),
+    ):
+        with pytest.raises(error, match=said):
+            pipe.compile(**options)
+
+
+def test_without_openvino_it_is_asked_for(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint("sd"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r"pip install 'autopipeline\[openvino\]'"):
+        pipe.compile(engine="openvino")
+    assert not any(isinstance(part, swapped.Swapped) for part in (*pipe.unet.modules(), *pipe.vae.modules()))
+
+
+@torch.no_grad()
+def test_openvino_keeps_the_latest_translations(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino, "MOST", 2)
+    one = plain.FeedForward(8).to(torch.bfloat16)
+    other = copy.deepcopy(one)
+    openvino.translate(other)
+    for count in (3, 4, 5, 3):
+        x = drawn(count, 8).to(torch.bfloat16)
+        assert torch.allclose(other(x).float(), one(x).float(), atol=0.05)
+        assert other(x).dtype == torch.bfloat16
+    assert len(other.translations) == 2
+    with torch.enable_grad():
+        other(drawn(3, 8).to(torch.bfloat16)).sum().backward()
+    assert type(other) is plain.FeedForward

@@ -152,6 +152,7 @@ class AuraFlowImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class AuraFlowInpaintPipeline(DiffusionPipeline):
@@ -185,6 +186,7 @@ class AuraFlowInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class AuraFlowPAGImg2ImgPipeline(DiffusionPipeline):
@@ -220,6 +222,7 @@ class AuraFlowPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class AuraFlowPAGInpaintPipeline(DiffusionPipeline):
@@ -255,6 +258,7 @@ class AuraFlowPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class AuraFlowPAGPipeline(DiffusionPipeline):
@@ -290,6 +294,7 @@ class AuraFlowPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class AuraFlowPipeline(DiffusionPipeline):
@@ -323,6 +328,7 @@ class AuraFlowPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ChromaImg2ImgPipeline(DiffusionPipeline):
@@ -358,6 +364,7 @@ class ChromaImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ChromaInpaintPipeline(DiffusionPipeline):
@@ -393,6 +400,7 @@ class ChromaInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ChromaPAGImg2ImgPipeline(DiffusionPipeline):
@@ -430,6 +438,7 @@ class ChromaPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ChromaPAGInpaintPipeline(DiffusionPipeline):
@@ -467,6 +476,7 @@ class ChromaPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ChromaPAGPipeline(DiffusionPipeline):
@@ -504,6 +514,7 @@ class ChromaPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ChromaPipeline(DiffusionPipeline):
@@ -539,6 +550,7 @@ class ChromaPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class CogView3PlusPAGPipeline(DiffusionPipeline):
@@ -570,6 +582,7 @@ class CogView3PlusPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class CogView3PlusPipeline(DiffusionPipeline):
@@ -599,6 +612,7 @@ class CogView3PlusPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class CogView4ControlPAGPipeline(DiffusionPipeline):
@@ -632,6 +646,7 @@ class CogView4ControlPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class CogView4ControlPipeline(DiffusionPipeline):
@@ -663,6 +678,7 @@ class CogView4ControlPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class CogView4Img2ImgPipeline(DiffusionPipeline):
@@ -697,6 +713,7 @@ class CogView4Img2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class CogView4InpaintPipeline(DiffusionPipeline):
@@ -731,6 +748,7 @@ class CogView4InpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class CogView4PAGImg2ImgPipeline(DiffusionPipeline):
@@ -767,6 +785,7 @@ class CogView4PAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class CogView4PAGInpaintPipeline(DiffusionPipeline):
@@ -803,6 +822,7 @@ class CogView4PAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class CogView4PAGPipeline(DiffusionPipeline):
@@ -839,6 +859,7 @@ class CogView4PAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class CogView4Pipeline(DiffusionPipeline):
@@ -873,6 +894,7 @@ class CogView4Pipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Flux2KleinPAGPipeline(DiffusionPipeline):
@@ -903,6 +925,7 @@ class Flux2KleinPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Flux2KleinPipeline(DiffusionPipeline):
@@ -931,6 +954,7 @@ class Flux2KleinPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Flux2PAGPipeline(DiffusionPipeline):
@@ -961,6 +985,7 @@ class Flux2PAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Flux2Pipeline(DiffusionPipeline):
@@ -989,6 +1014,7 @@ class Flux2Pipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlImg2ImgPipeline(DiffusionPipeline):
@@ -1021,6 +1047,7 @@ class FluxControlImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlInpaintPipeline(DiffusionPipeline):
@@ -1053,6 +1080,7 @@ class FluxControlInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlNetImg2ImgPipeline(DiffusionPipeline):
@@ -1090,6 +1118,7 @@ class FluxControlNetImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlNetInpaintPipeline(DiffusionPipeline):
@@ -1127,6 +1156,7 @@ class FluxControlNetInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlNetPAGImg2ImgPipeline(DiffusionPipeline):
@@ -1166,6 +1196,7 @@ class FluxControlNetPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlNetPAGInpaintPipeline(DiffusionPipeline):
@@ -1205,6 +1236,7 @@ class FluxControlNetPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlNetPAGPipeline(DiffusionPipeline):
@@ -1249,6 +1281,7 @@ class FluxControlNetPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlNetPipeline(DiffusionPipeline):
@@ -1291,6 +1324,7 @@ class FluxControlNetPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlPAGImg2ImgPipeline(DiffusionPipeline):
@@ -1325,6 +1359,7 @@ class FluxControlPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlPAGInpaintPipeline(DiffusionPipeline):
@@ -1359,6 +1394,7 @@ class FluxControlPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlPAGPipeline(DiffusionPipeline):
@@ -1393,6 +1429,7 @@ class FluxControlPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxControlPipeline(DiffusionPipeline):
@@ -1425,6 +1462,7 @@ class FluxControlPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxImg2ImgPipeline(DiffusionPipeline):
@@ -1462,6 +1500,7 @@ class FluxImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxInpaintPipeline(DiffusionPipeline):
@@ -1499,6 +1538,7 @@ class FluxInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxKontextPAGPipeline(DiffusionPipeline):
@@ -1536,6 +1576,7 @@ class FluxKontextPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxKontextPipeline(DiffusionPipeline):
@@ -1571,6 +1612,7 @@ class FluxKontextPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxPAGImg2ImgPipeline(DiffusionPipeline):
@@ -1610,6 +1652,7 @@ class FluxPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxPAGInpaintPipeline(DiffusionPipeline):
@@ -1649,6 +1692,7 @@ class FluxPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxPAGPipeline(DiffusionPipeline):
@@ -1688,6 +1732,7 @@ class FluxPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class FluxPipeline(DiffusionPipeline):
@@ -1725,6 +1770,7 @@ class FluxPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class GlmImagePAGPipeline(DiffusionPipeline):
@@ -1759,6 +1805,7 @@ class GlmImagePAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class GlmImagePipeline(DiffusionPipeline):
@@ -1791,6 +1838,7 @@ class GlmImagePipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class HunyuanDiTImg2ImgPipeline(DiffusionPipeline):
@@ -1830,6 +1878,7 @@ class HunyuanDiTImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class HunyuanDiTInpaintPipeline(DiffusionPipeline):
@@ -1869,6 +1918,7 @@ class HunyuanDiTInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class HunyuanDiTPAGImg2ImgPipeline(DiffusionPipeline):
@@ -1910,6 +1960,7 @@ class HunyuanDiTPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class HunyuanDiTPAGInpaintPipeline(DiffusionPipeline):
@@ -1951,6 +2002,7 @@ class HunyuanDiTPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class HunyuanDiTPAGPipeline(DiffusionPipeline):
@@ -1993,6 +2045,7 @@ class HunyuanDiTPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class HunyuanDiTPipeline(DiffusionPipeline):
@@ -2033,6 +2086,7 @@ class HunyuanDiTPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class IFImg2ImgPipeline(DiffusionPipeline):
@@ -2063,6 +2117,7 @@ class IFImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class IFImg2ImgSuperResolutionPipeline(DiffusionPipeline):
@@ -2095,6 +2150,7 @@ class IFImg2ImgSuperResolutionPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class IFInpaintingPipeline(DiffusionPipeline):
@@ -2125,6 +2181,7 @@ class IFInpaintingPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class IFInpaintingSuperResolutionPipeline(DiffusionPipeline):
@@ -2157,6 +2214,7 @@ class IFInpaintingSuperResolutionPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class IFPAGImg2ImgPipeline(DiffusionPipeline):
@@ -2189,6 +2247,7 @@ class IFPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class IFPAGInpaintingPipeline(DiffusionPipeline):
@@ -2221,6 +2280,7 @@ class IFPAGInpaintingPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class IFPAGPipeline(DiffusionPipeline):
@@ -2255,6 +2315,7 @@ class IFPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class IFPipeline(DiffusionPipeline):
@@ -2287,6 +2348,7 @@ class IFPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class IFSuperResolutionPipeline(DiffusionPipeline):
@@ -2321,6 +2383,7 @@ class IFSuperResolutionPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Ideogram4Img2ImgPipeline(DiffusionPipeline):
@@ -2353,6 +2416,7 @@ class Ideogram4Img2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Ideogram4InpaintPipeline(DiffusionPipeline):
@@ -2385,6 +2449,7 @@ class Ideogram4InpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Ideogram4PAGImg2ImgPipeline(DiffusionPipeline):
@@ -2419,6 +2484,7 @@ class Ideogram4PAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Ideogram4PAGInpaintPipeline(DiffusionPipeline):
@@ -2453,6 +2519,7 @@ class Ideogram4PAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Ideogram4PAGPipeline(DiffusionPipeline):
@@ -2487,6 +2554,7 @@ class Ideogram4PAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Ideogram4Pipeline(DiffusionPipeline):
@@ -2519,6 +2587,7 @@ class Ideogram4Pipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Kandinsky3Img2ImgPipeline(DiffusionPipeline):
@@ -2550,6 +2619,7 @@ class Kandinsky3Img2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Kandinsky3InpaintPipeline(DiffusionPipeline):
@@ -2579,6 +2649,7 @@ class Kandinsky3InpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Kandinsky3PAGImg2ImgPipeline(DiffusionPipeline):
@@ -2612,6 +2683,7 @@ class Kandinsky3PAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Kandinsky3PAGInpaintPipeline(DiffusionPipeline):
@@ -2643,6 +2715,7 @@ class Kandinsky3PAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Kandinsky3PAGPipeline(DiffusionPipeline):
@@ -2676,6 +2749,7 @@ class Kandinsky3PAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Kandinsky3Pipeline(DiffusionPipeline):
@@ -2707,6 +2781,7 @@ class Kandinsky3Pipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyCombinedPipeline(DiffusionPipeline):
@@ -2738,6 +2813,7 @@ class KandinskyCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyImg2ImgCombinedPipeline(DiffusionPipeline):
@@ -2769,6 +2845,7 @@ class KandinskyImg2ImgCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyImg2ImgPipeline(DiffusionPipeline):
@@ -2798,6 +2875,7 @@ class KandinskyImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyInpaintCombinedPipeline(DiffusionPipeline):
@@ -2828,6 +2906,7 @@ class KandinskyInpaintCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyInpaintPipeline(DiffusionPipeline):
@@ -2856,6 +2935,7 @@ class KandinskyInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyPAGCombinedPipeline(DiffusionPipeline):
@@ -2889,6 +2969,7 @@ class KandinskyPAGCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyPAGImg2ImgCombinedPipeline(DiffusionPipeline):
@@ -2922,6 +3003,7 @@ class KandinskyPAGImg2ImgCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyPAGInpaintCombinedPipeline(DiffusionPipeline):
@@ -2954,6 +3036,7 @@ class KandinskyPAGInpaintCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyPipeline(DiffusionPipeline):
@@ -2983,6 +3066,7 @@ class KandinskyPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyPriorPipeline(DiffusionPipeline):
@@ -3003,6 +3087,7 @@ class KandinskyPriorPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyV22CombinedPipeline(DiffusionPipeline):
@@ -3034,6 +3119,7 @@ class KandinskyV22CombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyV22Img2ImgCombinedPipeline(DiffusionPipeline):
@@ -3065,6 +3151,7 @@ class KandinskyV22Img2ImgCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyV22Img2ImgPipeline(DiffusionPipeline):
@@ -3092,6 +3179,7 @@ class KandinskyV22Img2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyV22InpaintCombinedPipeline(DiffusionPipeline):
@@ -3122,6 +3210,7 @@ class KandinskyV22InpaintCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyV22InpaintPipeline(DiffusionPipeline):
@@ -3148,6 +3237,7 @@ class KandinskyV22InpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyV22PAGCombinedPipeline(DiffusionPipeline):
@@ -3181,6 +3271,7 @@ class KandinskyV22PAGCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyV22PAGImg2ImgCombinedPipeline(DiffusionPipeline):
@@ -3214,6 +3305,7 @@ class KandinskyV22PAGImg2ImgCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyV22PAGInpaintCombinedPipeline(DiffusionPipeline):
@@ -3246,6 +3338,7 @@ class KandinskyV22PAGInpaintCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyV22Pipeline(DiffusionPipeline):
@@ -3273,6 +3366,7 @@ class KandinskyV22Pipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KandinskyV22PriorPipeline(DiffusionPipeline):
@@ -3293,6 +3387,7 @@ class KandinskyV22PriorPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KolorsImg2ImgPipeline(DiffusionPipeline):
@@ -3337,6 +3432,7 @@ class KolorsImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KolorsInpaintPipeline(DiffusionPipeline):
@@ -3381,6 +3477,7 @@ class KolorsInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KolorsPAGImg2ImgPipeline(DiffusionPipeline):
@@ -3427,6 +3524,7 @@ class KolorsPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KolorsPAGInpaintPipeline(DiffusionPipeline):
@@ -3473,6 +3571,7 @@ class KolorsPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KolorsPAGPipeline(DiffusionPipeline):
@@ -3519,6 +3618,7 @@ class KolorsPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class KolorsPipeline(DiffusionPipeline):
@@ -3563,6 +3663,7 @@ class KolorsPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Krea2Img2ImgPipeline(DiffusionPipeline):
@@ -3596,6 +3697,7 @@ class Krea2Img2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Krea2InpaintPipeline(DiffusionPipeline):
@@ -3629,6 +3731,7 @@ class Krea2InpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Krea2PAGImg2ImgPipeline(DiffusionPipeline):
@@ -3664,6 +3767,7 @@ class Krea2PAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Krea2PAGInpaintPipeline(DiffusionPipeline):
@@ -3699,6 +3803,7 @@ class Krea2PAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Krea2PAGPipeline(DiffusionPipeline):
@@ -3734,6 +3839,7 @@ class Krea2PAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Krea2Pipeline(DiffusionPipeline):
@@ -3767,6 +3873,7 @@ class Krea2Pipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LatentConsistencyModelImg2ImgPipeline(DiffusionPipeline):
@@ -3798,6 +3905,7 @@ class LatentConsistencyModelImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LatentConsistencyModelInpaintPipeline(DiffusionPipeline):
@@ -3829,6 +3937,7 @@ class LatentConsistencyModelInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LatentConsistencyModelPAGImg2ImgPipeline(DiffusionPipeline):
@@ -3862,6 +3971,7 @@ class LatentConsistencyModelPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LatentConsistencyModelPAGInpaintPipeline(DiffusionPipeline):
@@ -3895,6 +4005,7 @@ class LatentConsistencyModelPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LatentConsistencyModelPAGPipeline(DiffusionPipeline):
@@ -3928,6 +4039,7 @@ class LatentConsistencyModelPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LatentConsistencyModelPipeline(DiffusionPipeline):
@@ -3959,6 +4071,7 @@ class LatentConsistencyModelPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Lumina2Img2ImgPipeline(DiffusionPipeline):
@@ -3995,6 +4108,7 @@ class Lumina2Img2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Lumina2InpaintPipeline(DiffusionPipeline):
@@ -4031,6 +4145,7 @@ class Lumina2InpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Lumina2PAGImg2ImgPipeline(DiffusionPipeline):
@@ -4069,6 +4184,7 @@ class Lumina2PAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Lumina2PAGInpaintPipeline(DiffusionPipeline):
@@ -4107,6 +4223,7 @@ class Lumina2PAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Lumina2PAGPipeline(DiffusionPipeline):
@@ -4145,6 +4262,7 @@ class Lumina2PAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class Lumina2Pipeline(DiffusionPipeline):
@@ -4181,6 +4299,7 @@ class Lumina2Pipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LuminaImg2ImgPipeline(DiffusionPipeline):
@@ -4216,6 +4335,7 @@ class LuminaImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LuminaInpaintPipeline(DiffusionPipeline):
@@ -4251,6 +4371,7 @@ class LuminaInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LuminaPAGImg2ImgPipeline(DiffusionPipeline):
@@ -4288,6 +4409,7 @@ class LuminaPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LuminaPAGInpaintPipeline(DiffusionPipeline):
@@ -4325,6 +4447,7 @@ class LuminaPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LuminaPAGPipeline(DiffusionPipeline):
@@ -4362,6 +4485,7 @@ class LuminaPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class LuminaPipeline(DiffusionPipeline):
@@ -4397,6 +4521,7 @@ class LuminaPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class NucleusMoEImageImg2ImgPipeline(DiffusionPipeline):
@@ -4431,6 +4556,7 @@ class NucleusMoEImageImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class NucleusMoEImageInpaintPipeline(DiffusionPipeline):
@@ -4465,6 +4591,7 @@ class NucleusMoEImageInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class NucleusMoEImagePAGImg2ImgPipeline(DiffusionPipeline):
@@ -4501,6 +4628,7 @@ class NucleusMoEImagePAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class NucleusMoEImagePAGInpaintPipeline(DiffusionPipeline):
@@ -4537,6 +4665,7 @@ class NucleusMoEImagePAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class NucleusMoEImagePAGPipeline(DiffusionPipeline):
@@ -4573,6 +4702,7 @@ class NucleusMoEImagePAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class NucleusMoEImagePipeline(DiffusionPipeline):
@@ -4607,6 +4737,7 @@ class NucleusMoEImagePipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class OvisImageImg2ImgPipeline(DiffusionPipeline):
@@ -4638,6 +4769,7 @@ class OvisImageImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class OvisImageInpaintPipeline(DiffusionPipeline):
@@ -4669,6 +4801,7 @@ class OvisImageInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class OvisImagePAGImg2ImgPipeline(DiffusionPipeline):
@@ -4702,6 +4835,7 @@ class OvisImagePAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class OvisImagePAGInpaintPipeline(DiffusionPipeline):
@@ -4735,6 +4869,7 @@ class OvisImagePAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class OvisImagePAGPipeline(DiffusionPipeline):
@@ -4768,6 +4903,7 @@ class OvisImagePAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class OvisImagePipeline(DiffusionPipeline):
@@ -4799,6 +4935,7 @@ class OvisImagePipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PRXImg2ImgPipeline(DiffusionPipeline):
@@ -4832,6 +4969,7 @@ class PRXImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PRXInpaintPipeline(DiffusionPipeline):
@@ -4865,6 +5003,7 @@ class PRXInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PRXPAGImg2ImgPipeline(DiffusionPipeline):
@@ -4900,6 +5039,7 @@ class PRXPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PRXPAGInpaintPipeline(DiffusionPipeline):
@@ -4935,6 +5075,7 @@ class PRXPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PRXPAGPipeline(DiffusionPipeline):
@@ -4971,6 +5112,7 @@ class PRXPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PRXPipeline(DiffusionPipeline):
@@ -5005,6 +5147,7 @@ class PRXPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtAlphaImg2ImgPipeline(DiffusionPipeline):
@@ -5042,6 +5185,7 @@ class PixArtAlphaImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtAlphaInpaintPipeline(DiffusionPipeline):
@@ -5079,6 +5223,7 @@ class PixArtAlphaInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtAlphaPAGImg2ImgPipeline(DiffusionPipeline):
@@ -5118,6 +5263,7 @@ class PixArtAlphaPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtAlphaPAGInpaintPipeline(DiffusionPipeline):
@@ -5157,6 +5303,7 @@ class PixArtAlphaPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtAlphaPAGPipeline(DiffusionPipeline):
@@ -5197,6 +5344,7 @@ class PixArtAlphaPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtAlphaPipeline(DiffusionPipeline):
@@ -5235,6 +5383,7 @@ class PixArtAlphaPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtSigmaImg2ImgPipeline(DiffusionPipeline):
@@ -5272,6 +5421,7 @@ class PixArtSigmaImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtSigmaInpaintPipeline(DiffusionPipeline):
@@ -5309,6 +5459,7 @@ class PixArtSigmaInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtSigmaPAGImg2ImgPipeline(DiffusionPipeline):
@@ -5348,6 +5499,7 @@ class PixArtSigmaPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtSigmaPAGInpaintPipeline(DiffusionPipeline):
@@ -5387,6 +5539,7 @@ class PixArtSigmaPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtSigmaPAGPipeline(DiffusionPipeline):
@@ -5427,6 +5580,7 @@ class PixArtSigmaPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class PixArtSigmaPipeline(DiffusionPipeline):
@@ -5465,6 +5619,7 @@ class PixArtSigmaPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImage21PAGPipeline(DiffusionPipeline):
@@ -5498,6 +5653,7 @@ class QwenImage21PAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImage21Pipeline(DiffusionPipeline):
@@ -5529,6 +5685,7 @@ class QwenImage21Pipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageControlNetPAGPipeline(DiffusionPipeline):
@@ -5565,6 +5722,7 @@ class QwenImageControlNetPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageControlNetPipeline(DiffusionPipeline):
@@ -5599,6 +5757,7 @@ class QwenImageControlNetPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageEditInpaintPipeline(DiffusionPipeline):
@@ -5634,6 +5793,7 @@ class QwenImageEditInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageEditPAGInpaintPipeline(DiffusionPipeline):
@@ -5671,6 +5831,7 @@ class QwenImageEditPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageEditPAGPipeline(DiffusionPipeline):
@@ -5708,6 +5869,7 @@ class QwenImageEditPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageEditPipeline(DiffusionPipeline):
@@ -5743,6 +5905,7 @@ class QwenImageEditPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageEditPlusPAGPipeline(DiffusionPipeline):
@@ -5776,6 +5939,7 @@ class QwenImageEditPlusPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageEditPlusPipeline(DiffusionPipeline):
@@ -5807,6 +5971,7 @@ class QwenImageEditPlusPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageImg2ImgPipeline(DiffusionPipeline):
@@ -5842,6 +6007,7 @@ class QwenImageImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageInpaintPipeline(DiffusionPipeline):
@@ -5877,6 +6043,7 @@ class QwenImageInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageLayeredPAGPipeline(DiffusionPipeline):
@@ -5912,6 +6079,7 @@ class QwenImageLayeredPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImageLayeredPipeline(DiffusionPipeline):
@@ -5945,6 +6113,7 @@ class QwenImageLayeredPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImagePAGImg2ImgPipeline(DiffusionPipeline):
@@ -5982,6 +6151,7 @@ class QwenImagePAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImagePAGInpaintPipeline(DiffusionPipeline):
@@ -6019,6 +6189,7 @@ class QwenImagePAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImagePAGPipeline(DiffusionPipeline):
@@ -6056,6 +6227,7 @@ class QwenImagePAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class QwenImagePipeline(DiffusionPipeline):
@@ -6091,6 +6263,7 @@ class QwenImagePipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class SanaImg2ImgPipeline(DiffusionPipeline):
@@ -6128,6 +6301,7 @@ class SanaImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class SanaInpaintPipeline(DiffusionPipeline):
@@ -6165,6 +6339,7 @@ class SanaInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class SanaPAGImg2ImgPipeline(DiffusionPipeline):
@@ -6203,6 +6378,7 @@ class SanaPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class SanaPAGInpaintPipeline(DiffusionPipeline):
@@ -6241,6 +6417,7 @@ class SanaPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class SanaPAGPipeline(DiffusionPipeline):
@@ -6280,6 +6457,7 @@ class SanaPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class SanaPipeline(DiffusionPipeline):
@@ -6318,6 +6496,7 @@ class SanaPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableCascadeCombinedPipeline(DiffusionPipeline):
@@ -6349,6 +6528,7 @@ class StableCascadeCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableCascadeDecoderPipeline(DiffusionPipeline):
@@ -6374,6 +6554,7 @@ class StableCascadeDecoderPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableCascadePAGCombinedPipeline(DiffusionPipeline):
@@ -6407,6 +6588,7 @@ class StableCascadePAGCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableCascadePriorPipeline(DiffusionPipeline):
@@ -6436,6 +6618,7 @@ class StableCascadePriorPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3ControlNetImg2ImgPipeline(DiffusionPipeline):
@@ -6478,6 +6661,7 @@ class StableDiffusion3ControlNetImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3ControlNetInpaintingPipeline(DiffusionPipeline):
@@ -6518,6 +6702,7 @@ class StableDiffusion3ControlNetInpaintingPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3ControlNetPAGImg2ImgPipeline(DiffusionPipeline):
@@ -6562,6 +6747,7 @@ class StableDiffusion3ControlNetPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3ControlNetPAGInpaintPipeline(DiffusionPipeline):
@@ -6604,6 +6790,7 @@ class StableDiffusion3ControlNetPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3ControlNetPAGPipeline(DiffusionPipeline):
@@ -6648,6 +6835,7 @@ class StableDiffusion3ControlNetPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3ControlNetPipeline(DiffusionPipeline):
@@ -6690,6 +6878,7 @@ class StableDiffusion3ControlNetPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3Img2ImgPipeline(DiffusionPipeline):
@@ -6730,6 +6919,7 @@ class StableDiffusion3Img2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3InpaintPipeline(DiffusionPipeline):
@@ -6770,6 +6960,7 @@ class StableDiffusion3InpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3PAGImg2ImgPipeline(DiffusionPipeline):
@@ -6811,6 +7002,7 @@ class StableDiffusion3PAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3PAGInpaintPipeline(DiffusionPipeline):
@@ -6852,6 +7044,7 @@ class StableDiffusion3PAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3PAGPipeline(DiffusionPipeline):
@@ -6893,6 +7086,7 @@ class StableDiffusion3PAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusion3Pipeline(DiffusionPipeline):
@@ -6937,6 +7131,7 @@ class StableDiffusion3Pipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetImg2ImgPipeline(DiffusionPipeline):
@@ -6973,6 +7168,7 @@ class StableDiffusionControlNetImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetInpaintPipeline(DiffusionPipeline):
@@ -7009,6 +7205,7 @@ class StableDiffusionControlNetInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetPAGImg2ImgPipeline(DiffusionPipeline):
@@ -7047,6 +7244,7 @@ class StableDiffusionControlNetPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetPAGInpaintPipeline(DiffusionPipeline):
@@ -7084,6 +7282,7 @@ class StableDiffusionControlNetPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetPAGPipeline(DiffusionPipeline):
@@ -7124,6 +7323,7 @@ class StableDiffusionControlNetPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionControlNetPipeline(DiffusionPipeline):
@@ -7162,6 +7362,7 @@ class StableDiffusionControlNetPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionImg2ImgPipeline(DiffusionPipeline):
@@ -7196,6 +7397,7 @@ class StableDiffusionImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionInpaintPipeline(DiffusionPipeline):
@@ -7230,6 +7432,7 @@ class StableDiffusionInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPAGImg2ImgPipeline(DiffusionPipeline):
@@ -7267,6 +7470,7 @@ class StableDiffusionPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPAGInpaintPipeline(DiffusionPipeline):
@@ -7304,6 +7508,7 @@ class StableDiffusionPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPAGPipeline(DiffusionPipeline):
@@ -7341,6 +7546,7 @@ class StableDiffusionPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionPipeline(DiffusionPipeline):
@@ -7376,6 +7582,7 @@ class StableDiffusionPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetImg2ImgPipeline(DiffusionPipeline):
@@ -7427,6 +7634,7 @@ class StableDiffusionXLControlNetImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetInpaintPipeline(DiffusionPipeline):
@@ -7475,6 +7683,7 @@ class StableDiffusionXLControlNetInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetPAGImg2ImgPipeline(DiffusionPipeline):
@@ -7528,6 +7737,7 @@ class StableDiffusionXLControlNetPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetPAGInpaintPipeline(DiffusionPipeline):
@@ -7578,6 +7788,7 @@ class StableDiffusionXLControlNetPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetPAGPipeline(DiffusionPipeline):
@@ -7633,6 +7844,7 @@ class StableDiffusionXLControlNetPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetPipeline(DiffusionPipeline):
@@ -7686,6 +7898,7 @@ class StableDiffusionXLControlNetPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetUnionImg2ImgPipeline(DiffusionPipeline):
@@ -7738,6 +7951,7 @@ class StableDiffusionXLControlNetUnionImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetUnionInpaintPipeline(DiffusionPipeline):
@@ -7787,6 +8001,7 @@ class StableDiffusionXLControlNetUnionInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetUnionPAGImg2ImgPipeline(DiffusionPipeline):
@@ -7841,6 +8056,7 @@ class StableDiffusionXLControlNetUnionPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetUnionPAGInpaintPipeline(DiffusionPipeline):
@@ -7892,6 +8108,7 @@ class StableDiffusionXLControlNetUnionPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetUnionPAGPipeline(DiffusionPipeline):
@@ -7948,6 +8165,7 @@ class StableDiffusionXLControlNetUnionPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLControlNetUnionPipeline(DiffusionPipeline):
@@ -8002,6 +8220,7 @@ class StableDiffusionXLControlNetUnionPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLImg2ImgPipeline(DiffusionPipeline):
@@ -8051,6 +8270,7 @@ class StableDiffusionXLImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLInpaintPipeline(DiffusionPipeline):
@@ -8100,6 +8320,7 @@ class StableDiffusionXLInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPAGImg2ImgPipeline(DiffusionPipeline):
@@ -8151,6 +8372,7 @@ class StableDiffusionXLPAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPAGInpaintPipeline(DiffusionPipeline):
@@ -8202,6 +8424,7 @@ class StableDiffusionXLPAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPAGPipeline(DiffusionPipeline):
@@ -8253,6 +8476,7 @@ class StableDiffusionXLPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class StableDiffusionXLPipeline(DiffusionPipeline):
@@ -8302,6 +8526,7 @@ class StableDiffusionXLPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class WuerstchenCombinedPipeline(DiffusionPipeline):
@@ -8336,6 +8561,7 @@ class WuerstchenCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class WuerstchenDecoderPipeline(DiffusionPipeline):
@@ -8360,6 +8586,7 @@ class WuerstchenDecoderPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class WuerstchenPAGCombinedPipeline(DiffusionPipeline):
@@ -8396,6 +8623,7 @@ class WuerstchenPAGCombinedPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class WuerstchenPriorPipeline(DiffusionPipeline):
@@ -8423,6 +8651,7 @@ class WuerstchenPriorPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImageControlNetInpaintPAGPipeline(DiffusionPipeline):
@@ -8458,6 +8687,7 @@ class ZImageControlNetInpaintPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImageControlNetInpaintPipeline(DiffusionPipeline):
@@ -8491,6 +8721,7 @@ class ZImageControlNetInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImageControlNetPAGPipeline(DiffusionPipeline):
@@ -8524,6 +8755,7 @@ class ZImageControlNetPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImageControlNetPipeline(DiffusionPipeline):
@@ -8555,6 +8787,7 @@ class ZImageControlNetPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImageImg2ImgPipeline(DiffusionPipeline):
@@ -8588,6 +8821,7 @@ class ZImageImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImageInpaintPipeline(DiffusionPipeline):
@@ -8621,6 +8855,7 @@ class ZImageInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImageOmniPAGPipeline(DiffusionPipeline):
@@ -8653,6 +8888,7 @@ class ZImageOmniPAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImageOmniPipeline(DiffusionPipeline):
@@ -8683,6 +8919,7 @@ class ZImageOmniPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImagePAGImg2ImgPipeline(DiffusionPipeline):
@@ -8718,6 +8955,7 @@ class ZImagePAGImg2ImgPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImagePAGInpaintPipeline(DiffusionPipeline):
@@ -8753,6 +8991,7 @@ class ZImagePAGInpaintPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImagePAGPipeline(DiffusionPipeline):
@@ -8788,6 +9027,7 @@ class ZImagePAGPipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...
 
 class ZImagePipeline(DiffusionPipeline):
@@ -8821,4 +9061,5 @@ class ZImagePipeline(DiffusionPipeline):
         seed: Any = None,
         cancel: Any = None,
         scheduler: Any = None,
+        reuse: Any = None,
     ) -> Any: ...

@@ -14,7 +14,7 @@ from autopipeline import kinds, prompts
 from autopipeline.names import NOUNS, TASKS
 from autopipeline.stage import Family, Random, Run
 
-OURS: dict[str, Any] = {"seed": None, "cancel": None, "scheduler": None}
+OURS: dict[str, Any] = {"seed": None, "cancel": None, "scheduler": None, "reuse": None}
 """Parameters that every pipeline has beyond those of its family."""
 
 INPUTS = {"image2image": "image", "inpaint": "mask_image"}
@@ -62,6 +62,7 @@ NUMBERS = [  # and other single values
     "pag_adaptive_scale",
     "noise_level",
     "scheduler",
+    "reuse",
 ]
 SEQUENCES = [
     "skip_guidance_layers",

@@ -21,6 +21,7 @@ from autopipeline import __version__
 from autopipeline.errors import Cancelled, CheckpointError, NotFiniteError
 from autopipeline.shipped import DEFAULT, recommended
 
+KINDS = ["float32", "bfloat16", "float16"]
 OPTIONS: dict[str, Any] = dict(context_settings=dict(help_option_names=["-h", "--help"], max_content_width=110))
 
 
@@ -84,6 +85,8 @@ def cli() -> None:
 @click.option("--dtype", help="float32, bfloat16, float16, stored; by default what is fast here.")
 @click.option("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the networks first: slow to begin, then faster.")
+@click.option("--engine", type=click.Choice(["torch", "openvino"]), help="OpenVINO is an extra, for CPUs.")
+@click.option("--reuse", type=float, help="Skip steps that change less, such as 0.2; a little lossy.")
 @click.option("--variant", help="Such as fp16: which of several sets of weights.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repository.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bar; print only the names of the files.")
@@ -100,6 +103,7 @@ def generate(prompt: str, **options: Any) -> int:
         "load": {"variant": options["variant"], "revision": options["revision"], "dtype": options["dtype"]},
         "device": options["device"],
         "compiled": options["compiled"],
+        "engine": options["engine"],
         "scheduler_name": options["scheduler"],
         "call": recommended(options["model"]) | _call(prompt, options),
         "images": {"image": options["image"], "mask_image": options["mask"]},
@@ -142,6 +146,7 @@ def _call(prompt: str, options: dict[str, Any]) -> dict[str, Any]:
         "guidance_scale": options["cfg_scale"],
         "strength": options["strength"],
         "negative_prompt": options["negative_prompt"],
+        "reuse": options["reuse"],
     }
     return {"prompt": prompt} | {name: value for name, value in named.items() if value is not None}
 
@@ -166,8 +171,8 @@ def make(order: dict[str, Any], seed: int, count: int, quiet: bool) -> list[tupl
         click.echo(f"precision: {taken}, which is fast here (--dtype float32 for the exact numbers)", err=True)
     if order["scheduler_name"]:
         pipe.scheduler = samplers.scheduler(order["scheduler_name"], pipe.scheduler)
-    if order.get("compiled"):
-        pipe.compile()
+    if order.get("compiled") or order.get("engine") == "openvino":
+        pipe.compile(engine=order.get("engine") or "torch")
     pipe.set_progress_bar_config(disable=quiet, desc="steps", unit="step")
     images = {name: path for name, path in order["images"].items() if path}
     result = pipe(**order["call"], **images, num_images_per_prompt=count, seed=seed)
@@ -337,8 +342,14 @@ def schedulers(as_json: bool) -> int:
 @cli.command(**OPTIONS, short_help="Measure import, load, step, decode and whole pictures, beside diffusers.")
 @click.option("-m", "--model", default=DEFAULT, show_default=True, help="Folder or shipped model.")
 @click.option("--random", is_flag=True, help="The folder has configs and tokenizers alone; draw the weights.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
-@click.option("--stored", type=click.Choice(["float32", "bfloat16", "float16"]), default="float16", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice([*KINDS, "default"]),
+    default="float32",
+    show_default=True,
+    help="default: each one's own.",
+)
+@click.option("--stored", type=click.Choice(KINDS), default="float16", show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--size", type=click.IntRange(8), help="Side of the pictures in pixels; by default the model's own.")
 @click.option(
@@ -349,7 +360,7 @@ def schedulers(as_json: bool) -> int:
     "--batch", "batches", type=click.IntRange(1), multiple=True, help="Measure throughput too; several times."
 )
 @click.option("--only", "parts", type=click.Choice(["import", "load", "run"]), multiple=True)
-@click.option("--alone", is_flag=True, help="Without diffusers, even where it is installed.")
+@click.option("--without", type=click.Choice(["diffusers", "openvino"]), multiple=True, help="Even where installed.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write what was found to a file as well.")
 @click.option("--plot", "plot_file", type=click.Path(dir_okay=False), help="Draw the ratios into a PNG.")
 def bench(json_file: str | None, plot_file: str | None, parts: tuple[str, ...], **options: Any) -> int:

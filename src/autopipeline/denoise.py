@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from autopipeline.errors import Cancelled, NotFiniteError
+from autopipeline.reuse import Reuse
 from autopipeline.stage import Ask, BoundTask, Cond, Loop, Moment, Pred, Run, Stage, Step, Task
 
 OnStep = Callable[[Step], Mapping[str, Tensor] | None]
@@ -24,7 +25,7 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
     run.now = Moment(0, len(grid.timesteps) - grid.begin, grid.timesteps[grid.begin])
     cond = stage.condition(run, x)
     known = stage.guide(run).branches[: _blocks(cond, len(x))]  # the branches that there are rows for
-    indices = grid.indices
+    indices, reuse = grid.indices, Reuse(run.get("reuse"))
     for position, i in enumerate(indices):
         if run.interrupted:
             break
@@ -33,10 +34,14 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
         guide = stage.guide(run)
         if set(guide.branches) < set(known):  # a callback has ended the guidance
             cond, known = _for_branches(cond, known, guide.branches, len(x)), guide.branches
-        full = _for_branches(cond, known, guide.branches, len(x)) | _extra(stage, task, run, guide.branches)
-        answer = yield Ask(
-            solver.scale(x, i), t.expand(len(x)), full, guide.branches, stage.predict, stage.network, stage.beside
-        )
+        scaled = solver.scale(x, i)
+        answer = reuse.answer(scaled, t, len(guide.branches), position == len(indices) - 1)
+        if answer is None:
+            full = _for_branches(cond, known, guide.branches, len(x)) | _extra(stage, task, run, guide.branches)
+            answer = yield Ask(
+                scaled, t.expand(len(x)), full, guide.branches, stage.predict, stage.network, stage.beside
+            )
+            reuse.note(scaled, t, answer)  # type: ignore[arg-type]
         pred = guide.combine(answer)  # type: ignore[arg-type]
         step = solver.step(x, pred.mean, i, partial(run.random.like, solver.room(x, i)), **_variance(pred))
         x, x0 = task.keep(step.x, solver, i + 1, position == len(indices) - 1), step.x0

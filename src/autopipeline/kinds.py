@@ -70,6 +70,7 @@ NUMBERS: dict[str, Number] = {
     "pag_scale": Number(0),
     "pag_adaptive_scale": Number(0),
     "noise_level": Number(0, whole=True),
+    "reuse": Number(0, 1, optional=True),
 }
 PAIRS = ("original_size", "target_size", "negative_original_size", "negative_target_size")
 CROPS = ("crops_coords_top_left", "negative_crops_coords_top_left")

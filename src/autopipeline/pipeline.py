@@ -259,8 +259,9 @@ class DiffusionPipeline:
         """Make pictures. The parameters are those of the family and task: see `inspect.signature(type(pipe).__call__)`.
 
         Besides: `seed` (an int, counted up over the pictures, or one for each), `scheduler` (a scheduler or a name such
-        as "DPM++ 2M Karras", for this call alone), `cancel` (a `threading.Event`), and any number (steps, guidance,
-        strength, sizes ...) as a list, one item a prompt.
+        as "DPM++ 2M Karras", for this call alone), `cancel` (a `threading.Event`), `reuse` (how much, as a share, the
+        network's output may have changed for it not to be asked again: 0.2 halves the time of many steps, and changes
+        the picture a little), and any number (steps, guidance, strength, sizes ...) as a list, one item a prompt.
         """
         bound = self._bind(args, kwargs)
         made = [self._prepare(bound.task, run) for run in runs(self.family, bound, self._settings)]
@@ -518,12 +519,13 @@ class DiffusionPipeline:
             network.to(device=device, dtype=dtype)
         return self
 
-    def compile(self, *names: str, **options: Any) -> Self:
+    def compile(self, *names: str, engine: str = "torch", disable: bool = False, **options: Any) -> Self:
         """Have networks compiled by torch.compile at the next call: those of the names, or all that denoise or decode.
 
         Networks that are rows of blocks are compiled block by block, the first for all. `options` are torch.compile's:
-        `mode="reduce-overhead"` records CUDA graphs, `backend=` names another compiler. `disable=True` takes it back.
-        What compiled networks compute differs in the last digits.
+        `mode="reduce-overhead"` records CUDA graphs, `backend=` names another compiler. `engine="openvino"` has
+        OpenVINO compute them instead, on the CPU. `disable=True` takes it back. What compiled networks compute differs
+        in the last digits.
         """
         parts = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
         unknown = [name for name in names if name not in parts]
@@ -531,10 +533,12 @@ class DiffusionPipeline:
             raise ValueError(f"compile names {unknown[0]!r}; the networks are {', '.join(parts)}.")
         usual = [name for name in parts if "encoder" not in name and "checker" not in name]
         chosen = [parts[name] for name in names or usual]
-        if options.pop("disable", False):
+        if disable and (options or engine != "torch"):
+            raise TypeError(f"{next(iter(options), 'engine')} has no effect beside disable=True.")
+        if disable:
             compiling.plain_networks(chosen)
         else:
-            compiling.compile_networks(chosen, **options)
+            compiling.compile_networks(chosen, engine, **options)
         return self
 
 

@@ -19,30 +19,33 @@ def bench(
     runs: int = 3,
     batches: tuple[int, ...] = (),
     parts: tuple[str, ...] = ("import", "load", "run"),
-    alone: bool = False,
+    without: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Measure a model, and give what was found.
 
     Args:
         model: a folder, or a shipped model. With `random`, a folder that has the configs and tokenizers of a checkpoint
             without its weights: they are drawn, and stored in the precision `stored` in a temporary folder.
-        dtype: the precision to compute in.
+        dtype: the precision to compute in; "default" is what our command line takes here, and what diffusers takes.
         device: such as "cpu" or "cuda".
         size: side of the pictures in pixels; None is the model's own.
         steps: a short and a long run, of two steps at least: schedulers that look back begin otherwise.
         runs: how often each is measured, after once that is not counted.
         batches: sizes of batches to measure the throughput at.
         parts: what to measure.
-        alone: without diffusers, even where it is installed.
+        without: which of "diffusers" and "openvino" stay out, even where they are installed.
     """
     import torch
 
-    from autopipeline.bench import layout, roofline
+    from autopipeline.bench import layout, roofline, worker
     from autopipeline.bench import runs as measured
     from autopipeline.selection import locate
+    from autopipeline.speed import precision
 
-    libraries = [measured.OURS] + ([measured.PEER] if measured.there(measured.PEER) and not alone else [])
-    kind, call = getattr(torch, dtype), {} if size is None else {"height": size, "width": size}
+    others = [name for name in ("diffusers", "openvino") if name not in without and measured.there(name)]
+    libraries = [worker.OURS, *(name for name in others if name == worker.PEER)]
+    call = {} if size is None else {"height": size, "width": size}
+    kind = getattr(torch, dtype, torch.bfloat16 if precision.halves_pay() else torch.float32)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) if random else Path(locate(model))
         if random:
@@ -55,20 +58,20 @@ def bench(
             "roofline": best,
             "figures": {},
             "shares": {},
-            "difference": None,
+            "difference": {},
         }
         if "import" in parts:
             found["figures"] |= measured.imports(libraries, runs)
         if "load" in parts:
-            found["figures"] |= measured.loads(
-                libraries, folder, list(dict.fromkeys([stored, dtype, "bfloat16"])), runs
-            )
+            wanted = dict.fromkeys([stored, "float32" if dtype == "default" else dtype, "bfloat16"])
+            found["figures"] |= measured.loads(libraries, folder, list(wanted), runs)
         if "run" in parts:
-            pipes = measured.pipes(libraries, folder, kind, device)
-            found["figures"] |= measured.parts(pipes, steps, runs, call)
-            found["figures"] |= measured.throughput(pipes, list(batches), steps[0], runs, call)
-            found["difference"] = measured.difference(pipes, steps[0], call)
-            most = max(best["matrix GFLOP/s"], best["convolution GFLOP/s"])
-            for name, amount in measured.operations(pipes[measured.OURS], steps, call).items():
-                found["shares"][name] = amount / found["figures"][name][measured.OURS] / most
+            engines = [worker.OPENVINO] if device == "cpu" and "openvino" in others else []
+            with measured.workers(libraries + engines, folder, dtype, device) as made:
+                found["figures"] |= measured.parts(made, steps, runs, call)
+                found["figures"] |= measured.throughput(made, list(batches), steps[0], runs, call)
+                found["difference"] = measured.difference(made, steps[0], call)
+                most = max(best["matrix GFLOP/s"], best["convolution GFLOP/s"])
+                for name, amount in measured.operations(made[worker.OURS], steps, call).items():
+                    found["shares"][name] = amount / found["figures"][name][worker.OURS] / most
     return found

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from autopipeline.bench import worker
 from autopipeline.errors import CheckpointError
-from autopipeline.speed import prepare
 
-OURS, PEER = "autopipeline", "diffusers"
-PROMPT = "a large red circle left of a small blue square on a yellow background"
 QUIET = {"DIFFUSERS_VERBOSITY": "error", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
 IMPORT = "import time; b = time.perf_counter(); {}; print(time.perf_counter() - b)"
 LOAD = """
@@ -102,28 +99,54 @@ def loads(libraries: list[str], folder: Path, dtypes: list[str], runs: int) -> d
     return made
 
 
-def pipes(libraries: list[str], folder: Path, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """A pipeline of each library."""
-    made: dict[str, Any] = {}
-    for lib in libraries:
-        if lib == PEER:
-            for chatty in (PEER, "transformers"):
-                said = importlib.import_module(f"{chatty}.utils.logging")
-                said.set_verbosity_error()
-                said.disable_progress_bar()
-        pipe = importlib.import_module(lib).AutoPipelineForText2Image.from_pretrained(folder, torch_dtype=dtype)
-        made[lib] = pipe.to(device)
-        made[lib].set_progress_bar_config(disable=True)
-    return made
+class Worker:
+    """A process with a pipeline of one library; see `bench.worker`."""
+
+    def __init__(self, library: str, folder: Path, dtype: str, device: str) -> None:
+        self.library = library
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
+        command = [sys.executable, "-W", "ignore", "-m", worker.__name__, library, str(folder), dtype, device]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True, env=os.environ | QUIET
+        )
+
+    def __call__(self, **order: Any) -> float:
+        """What it answers to an order."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines() or ["it ended"]
+            raise CheckpointError(f"The process of {self.library} failed: {said[-1]}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
 
 
-def _call(pipe: Any, steps: int, batch: int, output: str, call: Mapping[str, Any]) -> Any:
-    drawn = [torch.Generator().manual_seed(k) for k in range(batch)]
-    return pipe([PROMPT] * batch, num_inference_steps=steps, generator=drawn, output_type=output, **call)
+@contextmanager
+def workers(libraries: list[str], folder: Path, dtype: str, device: str) -> Generator[dict[str, Worker]]:
+    """A process for each library."""
+    made: dict[str, Worker] = {}
+    try:
+        for library in libraries:
+            made[library] = Worker(library, folder, dtype, device)
+        yield made
+    finally:
+        for each in made.values():
+            each.close()
 
 
 def parts(
-    made: Mapping[str, Any], steps: tuple[int, int], runs: int, call: Mapping[str, Any]
+    made: Mapping[str, Callable[..., float]], steps: tuple[int, int], runs: int, call: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
     """Seconds before the first step, of a step, of decoding and of a whole picture.
 
@@ -132,8 +155,8 @@ def parts(
     few, many = steps
     kinds = {"short": (few, "latent"), "long": (many, "latent"), "whole": (many, "np")}
     ways = {
-        f"{lib} {kind}": partial(_timed, pipe, count, output, call)
-        for lib, pipe in made.items()
+        f"{lib} {kind}": partial(order, steps=count, output=output, call=call)
+        for lib, order in made.items()
         for kind, (count, output) in kinds.items()
     }
     middle = {key: statistics.median(each) for key, each in in_turn(ways, runs).items()}
@@ -147,48 +170,35 @@ def parts(
     return found
 
 
-def _timed(pipe: Any, steps: int, output: str, call: Mapping[str, Any], batch: int = 1) -> float:
-    begin = time.perf_counter()
-    _call(pipe, steps, batch, output, call)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 def throughput(
-    made: Mapping[str, Any], batches: list[int], steps: int, runs: int, call: Mapping[str, Any]
+    made: Mapping[str, Callable[..., float]], batches: list[int], steps: int, runs: int, call: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
     """Seconds a picture, in batches of several sizes."""
     found: dict[str, dict[str, float]] = {}
     for batch in batches:
-        ways = {lib: partial(_timed, pipe, steps, "np", call, batch) for lib, pipe in made.items()}
+        order = dict(steps=steps, output="np", batch=batch, call=call)
+        ways = {lib: partial(worker, **order) for lib, worker in made.items()}
         middle = {lib: statistics.median(each) for lib, each in in_turn(ways, runs).items()}
         found[f"picture in a batch of {batch}"] = {lib: taken / batch for lib, taken in middle.items()}
     return found
 
 
-def operations(pipe: Any, steps: tuple[int, int], call: Mapping[str, Any]) -> dict[str, float]:
-    """GFLOP of a step and of decoding, as torch counts them, by the plain networks."""
-    before = os.environ.get(prepare.OFF)
-    prepare.restore(pipe.components.values())
-    os.environ[prepare.OFF] = "1"
-    try:
-        counts: list[float] = []
-        for count, output in ((steps[0], "latent"), (steps[1], "latent"), (steps[0], "np")):
-            with FlopCounterMode(display=False) as counter:
-                _call(pipe, count, 1, output, call)
-            counts.append(counter.get_total_flops() / 1e9)
-    finally:
-        os.environ.pop(prepare.OFF)
-        if before is not None:
-            os.environ[prepare.OFF] = before
-    short, long, whole = counts
+def operations(order: Callable[..., float], steps: tuple[int, int], call: Mapping[str, Any]) -> dict[str, float]:
+    """GFLOP of a step and of decoding."""
+    ends = ((steps[0], "latent"), (steps[1], "latent"), (steps[0], "np"))
+    short, long, whole = (order(steps=count, output=output, call=call, count=True) for count, output in ends)
     return {"step": (long - short) / (steps[1] - steps[0]), "decode": whole - short}
 
 
-def difference(made: Mapping[str, Any], steps: int, call: Mapping[str, Any]) -> float | None:
-    """The largest difference of the two libraries' pictures, in 0..1."""
-    if len(made) < 2:
-        return None
-    ours, theirs = (torch.as_tensor(_call(pipe, steps, 1, "np", call).images) for pipe in made.values())
-    return float((ours.float() - theirs.float()).abs().max())
+def difference(
+    made: Mapping[str, Callable[..., float]], steps: int, call: Mapping[str, Any]
+) -> dict[str, tuple[float, float]]:
+    """The largest and the root mean square difference of pictures, in 0..1, from the first library's."""
+    pictures: dict[str, torch.Tensor] = {}
+    with tempfile.TemporaryDirectory() as work:
+        for k, (lib, order) in enumerate(made.items()):
+            order(steps=steps, output="np", call=call, keep=str(Path(work, f"{k}.pt")))
+            pictures[lib] = torch.load(Path(work, f"{k}.pt"), weights_only=True)
+    first = next(iter(pictures))
+    apart = {lib: picture - pictures[first] for lib, picture in pictures.items() if lib != first}
+    return {lib: (float(each.abs().max()), float(each.square().mean().sqrt())) for lib, each in apart.items()}

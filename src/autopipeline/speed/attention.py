@@ -38,8 +38,9 @@ def remove() -> None:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
     """As `models.attention.attend`; what can't be told apart or is not on the CPU goes torch's way."""
-    plain = not causal and q.device.type == "cpu" and not torch.is_grad_enabled() and _of_keys(mask)
-    if plain and q.shape[2] * k.shape[2] >= LEAST and q.dtype in (torch.float32, torch.bfloat16):
+    traced = torch._C._get_tracing_state() is not None  # type: ignore[reportPrivateUsage]
+    plain = not causal and q.device.type == "cpu" and not torch.is_grad_enabled() and not traced
+    if plain and _of_keys(mask) and q.shape[2] * k.shape[2] >= LEAST and q.dtype in (torch.float32, torch.bfloat16):
         key = _key(q, k)
         way = _chosen.get(key) or machine.fastest(key, _tries(q, k, v))
         _chosen[key] = way

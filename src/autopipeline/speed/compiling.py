@@ -6,18 +6,23 @@ for one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from autopipeline.speed import swapped
+from autopipeline.speed import openvino, swapped
+
+ENGINES = ("torch", "openvino")
 
 
 def compiled(network: nn.Module) -> bool:
-    """Whether anything of it is."""
-    return any(module._compiled_call_impl is not None for module in network.modules())  # type: ignore[reportPrivateUsage]
+    """Whether anything of it is, or goes by another engine."""
+    return any(
+        module._compiled_call_impl is not None or isinstance(module, openvino.Translated)  # type: ignore[reportPrivateUsage]
+        for module in network.modules()
+    )
 
 
 def regions(network: nn.Module) -> Iterator[nn.Module]:
@@ -35,11 +40,20 @@ def _rows(module: nn.Module) -> Iterator[nn.Module]:
             yield from _rows(child)
 
 
-def compile_networks(networks: Iterable[nn.Module], **options: Any) -> None:
+def compile_networks(networks: Sequence[nn.Module], engine: str = "torch", **options: Any) -> None:
     """Have them compiled at their next call; `options` are torch.compile's. A size that changes is compiled for once.
 
     The first time that a size differs, torch compiles for sizes in general, so that further ones cost nothing.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"engine={engine!r} has to be one of {', '.join(ENGINES)}.")
+    if engine == "openvino":
+        if options:
+            raise TypeError(f"{next(iter(options))} is an option of torch.compile; OpenVINO has none.")
+        plain_networks(networks)
+        for network in networks:
+            openvino.translate(network)
+        return
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # type: ignore[reportPrivateUsage]
     for network in networks:
         swapped.restore(network)
@@ -50,5 +64,6 @@ def compile_networks(networks: Iterable[nn.Module], **options: Any) -> None:
 def plain_networks(networks: Iterable[nn.Module]) -> None:
     """The networks as they were."""
     for network in networks:
+        swapped.restore(network)
         for module in network.modules():
             module._compiled_call_impl = None  # type: ignore[reportPrivateUsage]
