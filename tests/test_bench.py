@@ -38,6 +38,16 @@ def test_weights_are_drawn_for_a_layout(bare: Path, tmp_path: Path) -> None:
     assert not any(bare.rglob("*.safetensors"))
 
 
+def test_transformers_may_be_shallow(checkpoint: Any, tmp_path: Path) -> None:
+    bare, made = tmp_path / "bare", tmp_path / "made"
+    shutil.copytree(checkpoint("sd3"), bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    (bare / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    assert layout.fill(bare, made, torch.float32, depth=1) < layout.fill(bare, tmp_path / "whole", torch.float32)
+    pipe = ap.AutoPipelineForText2Image.from_pretrained(made)
+    assert len(pipe.transformer.transformer_blocks) == pipe.transformer.config.num_layers == 1
+    assert not any(made.rglob("*.index.json"))
+
+
 def test_what_is_found(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "measured", lambda *_: {"matrix GFLOP/s": 100.0, "convolution GFLOP/s": 50.0})
     before = dict(os.environ)
@@ -105,6 +115,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert json.loads(Path(files[0]).read_text())["figures"] == {"import": {"autopipeline": 0.5}}
     with Image.open(files[1]) as opened:
         assert opened.size[0] > 100
+    assert cli.run(["bench", "--depth", "1"]) == 2
+    assert "without --random" in capsys.readouterr().err
     assert cli.run(["bench", "--steps", "3", "3"]) == 2
     assert "the first has to be the smaller one" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import sys
 import time
 from collections import Counter
@@ -320,7 +321,7 @@ def test_compiled_pipelines_make_the_same_pictures(checkpoint: Any, name: str, e
     assert len(seen) <= count + 2
     pipe.compile(disable=True)
     assert not any(compiling.compiled(part) for part in (pipe.vae, pipe.text_encoder))
-    with pytest.raises(ValueError, match="the networks are .*vae"):
+    with pytest.raises(ValueError, match="There is no 'unnet'; the networks are .*vae"):
         pipe.compile("unnet")
 
 
@@ -439,7 +440,7 @@ def test_openvino_makes_the_same_pictures(checkpoint: Any, name: str, eager: Non
     assert len(network.translations) == 2 * count
     assert np.allclose(pipe(**call).images, expected[0], atol=1e-3)
     assert len(network.translations) == 2 * count
-    assert not any(isinstance(part, packing._Packed) for part in network.modules())  # nor is it prepared besides
+    assert not any(isinstance(part, packing.Packed) for part in network.modules())  # nor is it prepared besides
     state = network.state_dict()
     pipe.compile(disable=True)
     assert not any(isinstance(part, swapped.Swapped) for part in (*network.modules(), *pipe.vae.modules()))
@@ -482,3 +483,33 @@ def test_openvino_keeps_the_latest_translations(monkeypatch: pytest.MonkeyPatch)
     with torch.enable_grad():
         other(drawn(3, 8).to(torch.bfloat16)).sum().backward()
     assert type(other) is plain.FeedForward
+
+
+def test_names_and_files_of_swapped_networks_are_the_plain_ones(tmp_path: Path, eager: None) -> None:
+    pytest.importorskip("openvino")
+    one = UNet2DConditionModel(**tiny.XL_UNET).requires_grad_(False)
+    one.save_pretrained(tmp_path / "plain")
+    for network in (one, copy.deepcopy(one)):
+        openvino.translate(network)
+        network.save_pretrained(tmp_path / "other")
+        for file in (tmp_path / "plain").iterdir():
+            assert (tmp_path / "other" / file.name).read_bytes() == file.read_bytes()
+
+
+@torch.no_grad()
+def test_channels_last_is_for_halves(tmp_path: Path) -> None:
+    one = UNet2DConditionModel(**tiny.XL_UNET).requires_grad_(False)
+    assert prepare.channels_last(one) == 0
+    one.to(torch.bfloat16).save_pretrained(tmp_path / "plain")
+    x, text = drawn(1, 4, 16, 16).to(torch.bfloat16), drawn(1, 7, one.config.cross_attention_dim).to(torch.bfloat16)
+    rest = dict(text_embeds=drawn(1, 24).to(torch.bfloat16), time_ids=torch.ones(1, 6))
+    given = inspect.signature(UNet2DConditionModel.forward).parameters
+    rest = {name: each for name, each in rest.items() if name in given}
+    expected = one(x, torch.tensor(3), text, **rest)
+    assert prepare.channels_last(one) == sum(type(each) is nn.Conv2d for each in one.modules())
+    made = one(x, torch.tensor(3), text, **rest)
+    assert one.conv_in(x).is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(made.float(), expected.float(), atol=0.1)
+    one.save_pretrained(tmp_path / "last")
+    name = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "last" / name).read_bytes()

@@ -32,7 +32,7 @@ from autopipeline.loading.uncollected import uncollected
 from autopipeline.names import Coordinates
 from autopipeline.selection import locate, possible
 from autopipeline.spaces import crop_box
-from autopipeline.speed import compiling
+from autopipeline.speed import compiling, quantizing
 from autopipeline.speed.prepare import ready
 from autopipeline.stage import Ask, Family, Finished, Loop, Run, Stage, Step
 
@@ -515,6 +515,12 @@ class DiffusionPipeline:
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move or convert all networks in place: `to("cuda")`, `to(torch.float16)`, `to("cuda", torch.float16)`."""
         device, dtype = _destination(args, kwargs)
+        if (
+            device is not None
+            and torch.device(device).type != "cpu"
+            and any(map(quantizing.quantized, self._networks()))
+        ):
+            raise ValueError("Layers in eight bits are for the CPU; quantize(disable=True), move, and quantize there.")
         for network in self._networks():
             network.to(device=device, dtype=dtype)
         return self
@@ -527,19 +533,39 @@ class DiffusionPipeline:
         OpenVINO compute them instead, on the CPU. `disable=True` takes it back. What compiled networks compute differs
         in the last digits.
         """
-        parts = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
-        unknown = [name for name in names if name not in parts]
-        if unknown:
-            raise ValueError(f"compile names {unknown[0]!r}; the networks are {', '.join(parts)}.")
-        usual = [name for name in parts if "encoder" not in name and "checker" not in name]
-        chosen = [parts[name] for name in names or usual]
+        chosen = self._chosen(names, besides=("encoder", "checker"))
         if disable and (options or engine != "torch"):
             raise TypeError(f"{next(iter(options), 'engine')} has no effect beside disable=True.")
         if disable:
             compiling.plain_networks(chosen)
+        elif any(map(quantizing.quantized, chosen)):
+            raise ValueError("Layers in eight bits can't be compiled; quantize(disable=True) takes them back.")
         else:
             compiling.compile_networks(chosen, engine, **options)
         return self
+
+    def quantize(self, kind: str = "int8", *names: str, disable: bool = False) -> Self:
+        """Have the large layers of networks compute in eight bits: lossy; of the names, or of those that denoise.
+
+        "int8" is for CPUs, where weights stay as they are beside the whole numbers and `disable=True` takes it back;
+        on GPUs, where torchao is needed, it replaces the weights, as does "float8".
+        """
+        chosen = self._chosen(names, besides=("encoder", "checker", "vae", "vqgan", "movq"))
+        if disable:
+            quantizing.plain_networks(chosen)
+        elif not quantizing.quantize(chosen, kind):
+            raise ValueError(
+                f"No layer of {', '.join(type(each).__name__ for each in chosen)} is large enough for {kind}."
+            )
+        return self
+
+    def _chosen(self, names: Sequence[str], besides: Sequence[str]) -> list[torch.nn.Module]:
+        """The networks of these names, or all whose names don't tell of something else."""
+        parts = {name: part for name, part in self.components.items() if isinstance(part, torch.nn.Module)}
+        unknown = [name for name in names if name not in parts]
+        if unknown:
+            raise ValueError(f"There is no {unknown[0]!r}; the networks are {', '.join(parts)}.")
+        return [parts[name] for name in names or parts if names or not any(each in name for each in besides)]
 
 
 def _tensor_names(args: Mapping[str, Any]) -> list[str]:

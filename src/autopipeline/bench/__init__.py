@@ -13,6 +13,7 @@ def bench(
     random: bool = False,
     dtype: str = "float32",
     stored: str = "float16",
+    depth: int | None = None,
     device: str = "cpu",
     size: int | None = None,
     steps: tuple[int, int] = (2, 4),
@@ -27,6 +28,7 @@ def bench(
         model: a folder, or a shipped model. With `random`, a folder that has the configs and tokenizers of a checkpoint
             without its weights: they are drawn, and stored in the precision `stored` in a temporary folder.
         dtype: the precision to compute in; "default" is what our command line takes here, and what diffusers takes.
+        depth: with `random`, so many blocks of each kind in transformers, so that a step shows what a block costs.
         device: such as "cpu" or "cuda".
         size: side of the pictures in pixels; None is the model's own.
         steps: a short and a long run, of two steps at least: schedulers that look back begin otherwise.
@@ -49,11 +51,11 @@ def bench(
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) if random else Path(locate(model))
         if random:
-            layout.fill(Path(model), folder, getattr(torch, stored))
+            layout.fill(Path(model), folder, getattr(torch, stored), depth)
         best = roofline.measured(kind, torch.device(device))
         found: dict[str, Any] = {
             "machine": roofline.line(),
-            "model": Path(model).name + (" with random weights" if random else ""),
+            "model": Path(model).name + " with random weights" * random + f", {depth} blocks of a kind" * bool(depth),
             "dtype": dtype,
             "roofline": best,
             "figures": {},

@@ -40,6 +40,8 @@ def loaded(library: str, folder: Path, dtype: str, device: str) -> Any:
         options["safety_checker"] = None  # it may blacken random pictures
     module = importlib.import_module(PEER if library == PEER else OURS)
     pipe = module.AutoPipelineForText2Image.from_pretrained(folder, **options).to(device)
+    if type(pipe.scheduler).__name__ == "PNDMScheduler":  # which asks once more than there are steps
+        pipe.scheduler = module.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe.compile(engine="openvino") if library == OPENVINO else pipe
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIECE = 1 << 21
+PIECE = 1 << 18
 """Numbers that are cast at a time where the way leads through float32."""
 
 
@@ -26,8 +26,9 @@ def cast(source: Tensor, dtype: torch.dtype, *, mapped: bool = False) -> Tensor:
     """
     made = torch.empty(source.shape, dtype=dtype)
     if source.dtype.itemsize == 2 and dtype.itemsize == 2:
+        between = torch.empty(min(PIECE, source.numel()))
         for piece, out in zip(source.reshape(-1).split(PIECE), made.view(-1).split(PIECE), strict=True):
-            out.copy_(piece.float())
+            out.copy_(between[: piece.numel()].copy_(piece))
     else:
         made.copy_(source)
     if mapped and sys.platform.startswith("linux"):

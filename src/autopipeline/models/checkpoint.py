@@ -159,8 +159,9 @@ def _assign(network: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         home, _, leaf = name.rpartition(".")
         module = modules[home]
-        if leaf in module._parameters:  # type: ignore[reportPrivateUsage]
-            setattr(module, leaf, torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+        own: dict[str, Any] = module._parameters  # type: ignore[reportPrivateUsage]
+        if leaf in own:  # which `setattr` would look for among the buffers and modules as well
+            own[leaf] = torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
         else:
             setattr(module, leaf, tensor)
 

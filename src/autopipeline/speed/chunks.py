@@ -6,13 +6,11 @@ the activation, once for the gate and once for the layer after; each time slower
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 
 from autopipeline.models.attention import RowWise
-from autopipeline.speed.swapped import Swapped, become
+from autopipeline.speed.swapped import Swapped, become, mixed
 
 MIDDLE = 1 << 22
 """Bytes of the widest layer's output in one part."""
@@ -43,10 +41,5 @@ def chunk(network: nn.Module) -> int:
     for module in plain:
         weights = [each.weight for each in module.modules() if isinstance(each, nn.Linear)]
         module.rows = max(LEAST, MIDDLE // max(len(each) * each.element_size() for each in weights))  # type: ignore[assignment]
-        become(module, _chunked(type(module)))
+        become(module, mixed(Chunked, type(module)))
     return len(plain)
-
-
-@cache
-def _chunked(plain: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Chunked{plain.__name__}", (Chunked, plain), {"plain": plain})

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from autopipeline.speed import openvino, swapped
+from autopipeline.speed import chunks, openvino, packing, swapped
 
 ENGINES = ("torch", "openvino")
+PREPARED = (packing.Packed, chunks.Chunked)
 
 
 def compiled(network: nn.Module) -> bool:
@@ -52,11 +53,12 @@ def compile_networks(networks: Sequence[nn.Module], engine: str = "torch", **opt
             raise TypeError(f"{next(iter(options))} is an option of torch.compile; OpenVINO has none.")
         plain_networks(networks)
         for network in networks:
+            swapped.restore(network, PREPARED)
             openvino.translate(network)
         return
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # type: ignore[reportPrivateUsage]
     for network in networks:
-        swapped.restore(network)
+        swapped.restore(network, PREPARED)
         for part in regions(network):
             part.compile(**options)
 
@@ -64,6 +66,6 @@ def compile_networks(networks: Sequence[nn.Module], engine: str = "torch", **opt
 def plain_networks(networks: Iterable[nn.Module]) -> None:
     """The networks as they were."""
     for network in networks:
-        swapped.restore(network)
+        swapped.restore(network, (openvino.Translated,))
         for module in network.modules():
             module._compiled_call_impl = None  # type: ignore[reportPrivateUsage]

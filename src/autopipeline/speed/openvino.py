@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as trees
 
-from autopipeline.speed.swapped import Swapped, become
+from autopipeline.speed.swapped import Swapped, become, mixed
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 MOST = 4
@@ -57,9 +57,8 @@ def translate(network: nn.Module) -> nn.Module:
     part = getattr(network, "decoder", None)
     target = part if isinstance(part, nn.Module) else network
     if not isinstance(target, Translated):
-        kind = type(f"Translated{type(target).__name__}", (Translated, type(target)), {"plain": type(target)})
         target.translations = {}  # type: ignore[assignment]
-        become(target, kind)
+        become(target, mixed(Translated, type(target)))
     return target
 
 

@@ -21,7 +21,7 @@ ROWS = 1024
 """Of the input that a linear layer is packed for; others are as right, and hardly slower."""
 
 
-class _Packed(Swapped):
+class Packed(Swapped):
     """What both have in common."""
 
     def restore(self) -> None:
@@ -35,7 +35,7 @@ class _Packed(Swapped):
         destination[prefix + "weight"] = _dense(self.weight)  # type: ignore[arg-type]
 
 
-class PackedConv2d(_Packed, nn.Conv2d):
+class PackedConv2d(Packed, nn.Conv2d):
     """A convolution; the order of its weights is that for pictures of the size that it saw last."""
 
     plain = nn.Conv2d
@@ -59,7 +59,7 @@ def _dense(weight: Tensor) -> Tensor:
     return (weight.to_dense() if weight.is_mkldnn else weight).detach()
 
 
-class PackedLinear(_Packed, nn.Linear):
+class PackedLinear(Packed, nn.Linear):
     """A linear layer."""
 
     plain = nn.Linear
@@ -79,8 +79,8 @@ def able(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def pack(network: nn.Module) -> int:
-    """Pack those layers of a network on the CPU for which it pays; gives how many.
+def pack(network: nn.Module, always: bool = False) -> int:
+    """Pack those layers of a network on the CPU for which it pays, or all; gives how many.
 
     Only layers of exactly torch's own classes: a subclass may use its weight otherwise.
     """
@@ -92,7 +92,7 @@ def pack(network: nn.Module) -> int:
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
             _pack_convolution(module)
             count += 1
-        elif type(module) is nn.Linear and _linear_pays(module.weight.dtype):
+        elif type(module) is nn.Linear and (always or _linear_pays(module.weight.dtype)):
             packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), ROWS)
             _become(module, PackedLinear, packed)
             count += 1

@@ -1,4 +1,4 @@
-"""Getting a pipeline's networks ready for the CPU: at its calls; undone by itself where weights are wanted plain."""
+"""Getting a pipeline's networks ready for where they are, at its calls; undone where weights are wanted plain."""
 
 from __future__ import annotations
 
@@ -27,19 +27,35 @@ def ready(parts: Iterable[Any]) -> Generator[None]:
 
 
 def prepare(parts: Iterable[Any]) -> int:
-    """Change large networks on the CPU for the better; gives how many are so by now."""
+    """Change large networks for the better; gives how many on the CPU are so by now."""
     if os.environ.get(OFF, "0") not in ("", "0"):
         return 0
     count = 0
     with _LOCK:
         for network in parts:
             weights = list(network.parameters()) if isinstance(network, torch.nn.Module) else []
-            large = sum(each.numel() for each in weights) >= LARGE
-            if weights and large and weights[0].device.type == "cpu" and not compiling.compiled(network):
+            if sum(each.numel() for each in weights) < LARGE or not weights or compiling.compiled(network):
+                continue
+            if weights[0].device.type == "cpu":
                 attention.install()
                 packing.pack(network)
                 chunks.chunk(network)
                 count += 1
+            elif weights[0].device.type == "cuda":
+                channels_last(network)
+    return count
+
+
+def channels_last(network: torch.nn.Module) -> int:
+    """Have convolutions in half precision take pictures with the channels last, as tensor cores want; gives how many.
+
+    What a convolution gives is in the order of its weights, so that all pictures of the network come to be so.
+    """
+    count = 0
+    for module in network.modules():
+        if type(module) is torch.nn.Conv2d and module.weight.dtype in (torch.float16, torch.bfloat16):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+            count += 1
     return count
 
 
@@ -48,4 +64,4 @@ def restore(parts: Iterable[Any]) -> None:
     with _LOCK:
         for network in parts:
             if isinstance(network, torch.nn.Module):
-                swapped.restore(network)
+                swapped.restore(network, compiling.PREPARED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,8 +37,14 @@ def become(module: nn.Module, kind: type[nn.Module]) -> None:
     module.__class__ = kind
 
 
-def restore(network: nn.Module) -> None:
-    """The plain network again."""
+@cache
+def mixed(kind: type[Swapped], plain: type[nn.Module]) -> type[nn.Module]:
+    """`plain`, by its own name, with what `kind` does otherwise."""
+    return type(plain.__name__, (kind, plain), {"plain": plain, "__module__": plain.__module__})
+
+
+def restore(network: nn.Module, kinds: tuple[type[Swapped], ...] = (Swapped,)) -> None:
+    """Have those modules of a network be plain again that are of these kinds."""
     for module in network.modules():
-        if isinstance(module, Swapped):
-            module.restore()
+        if isinstance(module, kinds):
+            module.restore()  # type: ignore[operator]
