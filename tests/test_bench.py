@@ -115,8 +115,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert json.loads(Path(files[0]).read_text())["figures"] == {"import": {"autopipeline": 0.5}}
     with Image.open(files[1]) as opened:
         assert opened.size[0] > 100
-    assert cli.run(["bench", "--depth", "1"]) == 2
-    assert "without --random" in capsys.readouterr().err
+    for given, said in (
+        (["--depth", "1"], "--depth has no effect without --random"),
+        (["--stored", "float32"], "--stored has no effect without --random"),
+        (["--only", "import", "--batch", "2"], "--batch has no effect unless"),
+    ):
+        assert cli.run(["bench", *given]) == 2
+        assert said in capsys.readouterr().err
     assert cli.run(["bench", "--steps", "3", "3"]) == 2
     assert "the first has to be the smaller one" in capsys.readouterr().err
 

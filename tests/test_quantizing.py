@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import autopipeline as ap
+from autopipeline import pipeline
 from autopipeline.speed import packing, prepare, quantizing, swapped
 
 pytestmark = pytest.mark.skipif(not packing.able(torch.float32), reason="this torch has no oneDNN")
@@ -120,8 +121,10 @@ def test_pictures_in_eight_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 10 * np.log10(1 / np.square(made - plain).mean()) > 25  # decibels of PSNR
     with pytest.raises(ValueError, match="can't be compiled"):
         pipe.compile()
-    with pytest.raises(ValueError, match="are for the CPU"):
-        pipe.to("cuda")
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "_destination", lambda args, kwargs: (torch.device("cuda"), None))
+        with pytest.raises(ValueError, match="are for the CPU"):
+            pipe.to("cuda")
     pipe.quantize(disable=True)
     assert np.abs(pipe(**call, output_type="np").images - plain).max() < 1e-3
     prepare.restore(pipe.components.values())

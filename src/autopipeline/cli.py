@@ -349,7 +349,7 @@ def schedulers(as_json: bool) -> int:
     show_default=True,
     help="default: each one's own.",
 )
-@click.option("--stored", type=click.Choice(KINDS), default="float16", show_default=True)
+@click.option("--stored", type=click.Choice(KINDS), help="With --random: how the weights are stored; else float16.")
 @click.option("--depth", type=click.IntRange(1), help="With --random: so many blocks of each kind in transformers.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--size", type=click.IntRange(8), help="Side of the pictures in pixels; by default the model's own.")
@@ -371,8 +371,11 @@ def bench(json_file: str | None, plot_file: str | None, parts: tuple[str, ...], 
 
     if options["steps"][0] >= options["steps"][1]:
         raise ValueError(f"--steps {options['steps'][0]} {options['steps'][1]}: the first has to be the smaller one.")
-    if options["depth"] and not options["random"]:
-        raise ValueError("--depth has no effect without --random.")
+    unused = [name for name in ("depth", "stored") if options[name] and not options["random"]]
+    if unused:
+        raise ValueError(f"--{unused[0]} has no effect without --random.")
+    if options["batches"] and parts and "run" not in parts:
+        raise ValueError("--batch has no effect unless pictures are made: --only run.")
     found = measuring.bench(**options, parts=parts or ("import", "load", "run"))
     if json_file:
         Path(json_file).write_text(json.dumps(found, indent=2) + "\n", "utf-8")

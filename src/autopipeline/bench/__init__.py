@@ -12,7 +12,7 @@ def bench(
     *,
     random: bool = False,
     dtype: str = "float32",
-    stored: str = "float16",
+    stored: str | None = None,
     depth: int | None = None,
     device: str = "cpu",
     size: int | None = None,
@@ -26,8 +26,9 @@ def bench(
 
     Args:
         model: a folder, or a shipped model. With `random`, a folder that has the configs and tokenizers of a checkpoint
-            without its weights: they are drawn, and stored in the precision `stored` in a temporary folder.
+            without its weights: they are drawn, and stored in a temporary folder.
         dtype: the precision to compute in; "default" is what our command line takes here, and what diffusers takes.
+        stored: with `random`, the precision to store in; None is float16.
         depth: with `random`, so many blocks of each kind in transformers, so that a step shows what a block costs.
         device: such as "cpu" or "cuda".
         size: side of the pictures in pixels; None is the model's own.
@@ -51,7 +52,7 @@ def bench(
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) if random else Path(locate(model))
         if random:
-            layout.fill(Path(model), folder, getattr(torch, stored), depth)
+            layout.fill(Path(model), folder, getattr(torch, stored or "float16"), depth)
         best = roofline.measured(kind, torch.device(device))
         found: dict[str, Any] = {
             "machine": roofline.line(),
@@ -65,7 +66,9 @@ def bench(
         if "import" in parts:
             found["figures"] |= measured.imports(libraries, runs)
         if "load" in parts:
-            wanted = dict.fromkeys([stored, "float32" if dtype == "default" else dtype, "bfloat16"])
+            most = precision.stored(path for path in folder.iterdir() if path.is_dir()).most_common(1)
+            own = [str(kind).removeprefix("torch.") for kind, _ in most]
+            wanted = dict.fromkeys([*own, "float32" if dtype == "default" else dtype, "bfloat16"])
             found["figures"] |= measured.loads(libraries, folder, list(wanted), runs)
         if "run" in parts:
             engines = [worker.OPENVINO] if device == "cpu" and "openvino" in others else []
@@ -73,7 +76,7 @@ def bench(
                 found["figures"] |= measured.parts(made, steps, runs, call)
                 found["figures"] |= measured.throughput(made, list(batches), steps[0], runs, call)
                 found["difference"] = measured.difference(made, steps[0], call)
-                most = max(best["matrix GFLOP/s"], best["convolution GFLOP/s"])
+                peak = max(best["matrix GFLOP/s"], best["convolution GFLOP/s"])
                 for name, amount in measured.operations(made[worker.OURS], steps, call).items():
-                    found["shares"][name] = amount / found["figures"][name][worker.OURS] / most
+                    found["shares"][name] = amount / found["figures"][name][worker.OURS] / peak
     return found

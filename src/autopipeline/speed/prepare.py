@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from autopipeline.speed import attention, chunks, compiling, heap, packing, swapped
+from autopipeline.speed import attention, chunks, compiling, heap, machine, packing, swapped
 
 OFF = "AUTOPIPELINE_PLAIN"
 """Set to 1 in the environment, networks stay as they are."""
-LARGE = 1 << 24
-"""Numbers of weights below which a network is quick anyway."""
+LARGE = machine.LARGE
 _LOCK = threading.Lock()
 
 
