@@ -25,10 +25,10 @@ def walk(limit: float | None, steps: int, pace: float = 0.1) -> tuple[list[int],
     reuse, asked, error = Reuse(limit), [], 0.0
     for k in range(steps):
         x, t = torch.full((1, 4, 2, 2), pace * k), torch.tensor(100.0 - k)
-        answer = reuse.answer(x, t, 2, k == steps - 1)
+        answer = reuse.answer(x, t, {}, k == steps - 1)
         if answer is None:
             asked.append(k)
-            reuse.note(x, t, said(float(t), x))
+            reuse.note(x, t, {}, said(float(t), x))
         else:
             pairs = zip(answer, said(float(t), x), strict=True)
             error = max(error, *(float((a.mean - b.mean).abs().max()) for a, b in pairs))
@@ -47,16 +47,36 @@ def test_straight_lines_are_told_exactly_and_asked_for_less_the_higher_the_limit
 
 
 def test_what_fits_no_more_is_asked_for() -> None:
-    reuse, x = Reuse(1.0), torch.ones(1, 4, 2, 2)
+    reuse, x, words = Reuse(1.0), torch.ones(1, 4, 2, 2), torch.ones(2, 3)
     for k in range(2):
-        reuse.note(x + k, torch.tensor(9.0 - k), said(9 - k, x))
+        reuse.note(x + k, torch.tensor(9.0 - k), {"text": words}, said(9 - k, x))
     t = torch.tensor(7.0)
-    assert reuse.answer(x, t, 2, last=False) is not None
-    assert reuse.answer(x, t, 1, last=False) is None  # guidance has ended
-    assert reuse.answer(x.repeat(2, 1, 1, 1), t, 2, last=False) is None
-    assert reuse.answer(x, t, 2, last=True) is None
-    reuse.note(x, torch.tensor(8.0), said(8, x))  # a second question at the same time
-    assert reuse.answer(x, t, 2, last=False) is None
+    assert reuse.answer(x, t, {"text": words.clone()}, last=False) is not None
+    assert reuse.answer(x, t, {"text": words}, last=True) is None
+    for other in ({"text": words[:1]}, {"text": words * 2}, {}, {"text": words, "mask": words}):
+        assert reuse.answer(x, t, other, last=False) is None  # guidance has ended, a callback has changed the text ...
+    reuse.note(x, torch.tensor(8.0), {"text": words}, said(8, x))  # a second question at the same time
+    assert reuse.answer(x, t, {"text": words}, last=False) is None
+    reuse.note(x, t, {"text": words[:1]}, said(7, x)[:1])
+    assert reuse.answer(x, torch.tensor(6.0), {"text": words[:1]}, last=False) is None  # two passes alike are needed
+
+
+def test_a_callback_that_changes_the_prompt_is_heard(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = ap.DiffusionPipeline.from_pretrained(checkpoint("sd"))
+    pipe.set_progress_bar_config(disable=True)
+    asked: list[int] = []
+    step = 0
+
+    def changed(_: Any, index: int, __: Any, tensors: Any) -> Any:
+        nonlocal step
+        step = index + 1
+        return {"prompt_embeds": tensors["prompt_embeds"] * (2 if index == 4 else 1)}
+
+    monkeypatch.setattr(denoise, "answer", lambda asks, real=denoise.answer: asked.append(step) or real(asks))
+    call = dict(num_inference_steps=12, scheduler="DDIM", seed=1, reuse=1.0, output_type="latent")
+    pipe("red cat", callback_on_step_end=changed, callback_on_step_end_tensor_inputs=["prompt_embeds"], **call)
+    assert {0, 1, 5, 6, 11} <= set(asked)
+    assert len(asked) < 12
 
 
 @pytest.mark.parametrize("name", ["sd", "sd3"])

@@ -35,13 +35,13 @@ def denoise(stage: Stage, bind: Task, run: Run) -> Loop:
         if set(guide.branches) < set(known):  # a callback has ended the guidance
             cond, known = _for_branches(cond, known, guide.branches, len(x)), guide.branches
         scaled = solver.scale(x, i)
-        answer = reuse.answer(scaled, t, len(guide.branches), position == len(indices) - 1)
+        full = _for_branches(cond, known, guide.branches, len(x)) | _extra(stage, task, run, guide.branches)
+        answer = reuse.answer(scaled, t, full, position == len(indices) - 1)
         if answer is None:
-            full = _for_branches(cond, known, guide.branches, len(x)) | _extra(stage, task, run, guide.branches)
             answer = yield Ask(
                 scaled, t.expand(len(x)), full, guide.branches, stage.predict, stage.network, stage.beside
             )
-            reuse.note(scaled, t, answer)  # type: ignore[arg-type]
+            reuse.note(scaled, t, full, answer)  # type: ignore[arg-type]
         pred = guide.combine(answer)  # type: ignore[arg-type]
         step = solver.step(x, pred.mean, i, partial(run.random.like, solver.room(x, i)), **_variance(pred))
         x, x0 = task.keep(step.x, solver, i + 1, position == len(indices) - 1), step.x0

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from autopipeline.stage import Pred
+from autopipeline.stage import Cond, Pred
 
 
 class Reuse:
@@ -22,20 +22,21 @@ class Reuse:
     def __init__(self, limit: float | None) -> None:
         self.limit = limit
         self._asked: list[tuple[Tensor, Tensor, tuple[Pred, ...]]] = []  # x, t and answer of the last two passes
-        self._at: Tensor | None = None  # the x of the step before
+        self._at = torch.empty(0)  # the x of the step before
+        self._cond: Cond = {}
         self._rate = self._changed = 0.0
 
-    def answer(self, x: Tensor, t: Tensor, branches: int, last: bool) -> Sequence[Pred] | None:
-        """What the network would say for x (B, C, H, W) at t () for its branches, or None if it has to be asked.
+    def answer(self, x: Tensor, t: Tensor, cond: Cond, last: bool) -> Sequence[Pred] | None:
+        """What the network would say for x (B, C, H, W) at t () with `cond`, or None if it has to be asked.
 
-        It is asked at the first two steps and at the last.
+        It is asked at the first two steps, at the last, and where the conditioning is another than before.
         """
-        if self.limit is None or last or len(self._asked) < 2 or self._at is None:
+        if self.limit is None or last or len(self._asked) < 2 or not _same(self._cond, cond):
             return None
         (_, before, older), (_, then, newer) = self._asked
-        if not len(older) == len(newer) == branches or newer[0].mean.shape[0] != len(x) or then == before:
+        if then == before:
             return None
-        self._changed += self._rate * _size(x - self._at) / _size(_stacked(newer))
+        self._changed += self._rate * _size(x - self._at) / max(_size(_stacked(newer)), 1e-12)
         self._at = x
         if self._changed >= self.limit:
             return None
@@ -44,15 +45,22 @@ class Reuse:
             Pred(new.mean + ahead * (new.mean - old.mean), new.variance) for old, new in zip(older, newer, strict=True)
         ]
 
-    def note(self, x: Tensor, t: Tensor, answer: Sequence[Pred]) -> None:
+    def note(self, x: Tensor, t: Tensor, cond: Cond, answer: Sequence[Pred]) -> None:
         """Remember what the network said."""
         if self.limit is None:
             return
-        if self._asked and len(self._asked[-1][2]) == len(answer) and self._asked[-1][0].shape == x.shape:
+        if not _same(self._cond, cond):
+            self._asked = []
+        if self._asked:
             was, _, said = self._asked[-1]
             self._rate = _size(_stacked(answer) - _stacked(said)) / max(_size(x - was), 1e-12)
         self._asked = [*self._asked[-1:], (x, t, tuple(answer))]
-        self._at, self._changed = x, 0.0
+        self._at, self._cond, self._changed = x, cond, 0.0
+
+
+def _same(one: Cond, other: Cond) -> bool:
+    equal = (one[key] is rows or torch.equal(one[key], rows) for key, rows in other.items() if key in one)
+    return one.keys() == other.keys() and all(equal)
 
 
 def _stacked(answer: Sequence[Pred]) -> Tensor:

@@ -161,13 +161,13 @@ def load_components(
         read = partial(foreign.read, cls) if foreign.is_foreign(cls) else cls.from_pretrained
         if not issubclass(cls, torch.nn.Module):
             return read(paths[name])
-        return read(
+        return read(  # which puts networks into eval mode
             paths[name],
             dtype=precision(dtype, name),
             device=devices.get(name),
             variant=variant,
             use_safetensors=use_safetensors,
-        ).eval()
+        )
 
     # Building networks is Python's work, which threads would only hinder each other at; tokenizers are read beside it.
     networks = [name for name in names if issubclass(classes[name], torch.nn.Module)]
