@@ -89,6 +89,21 @@ def test_rerun_is_identical(generate: Command, command: Command, tmp_path: Path)
     assert np.array_equal(pixels(tmp_path / "again.png"), pixels(tmp_path / "many-2.png"))
 
 
+@pytest.mark.parametrize("options", [("--reuse", 0.5), ("--engine", "openvino")])
+def test_what_makes_it_faster_is_in_the_recipe(
+    generate: Command, command: Command, tmp_path: Path, options: tuple[Any, ...]
+) -> None:
+    if options[1] == "openvino":
+        pytest.importorskip("openvino")
+    assert generate("-o", tmp_path / "plain.png", "-s", 7, "--steps", 8)[0] == 0
+    assert generate("-o", tmp_path / "a.png", "-s", 7, "--steps", 8, *options)[0] == 0
+    facts = recipe.load(tmp_path / "a.png")
+    assert options[1] in (facts["engine"], facts["call"].get("reuse"))
+    differs = np.abs(pixels(tmp_path / "a.png").astype(int) - pixels(tmp_path / "plain.png")).max()
+    assert differs > 0 if options[0] == "--reuse" else differs <= 1
+    assert command("rerun", tmp_path / "a.png", "-q")[0] == 0
+
+
 def test_rerun_says_what_differs(generate: Command, command: Command, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     assert generate("-o", path, "-s", 3)[0] == 0
