@@ -17,7 +17,7 @@ ORDER = [
     {"stepping"},
     {"models", "schedulers"},
     {"captions", "guidance", "images", "prompts", "sentencepiece", "spaces", "stage", "text"},
-    {"denoise", "speed"},
+    {"denoise", "reuse", "speed"},
     {"addons", "tasks"},
     {"families", "shipped"},
     {"names", "loading", "kinds", "samplers"},

@@ -362,6 +362,7 @@ def schedulers(as_json: bool) -> int:
 )
 @click.option("--only", "parts", type=click.Choice(["import", "load", "run"]), multiple=True)
 @click.option("--without", type=click.Choice(["diffusers", "openvino"]), multiple=True, help="Even where installed.")
+@click.option("--compiled", is_flag=True, help="Measure each library under torch.compile as well.")
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write what was found to a file as well.")
 @click.option("--plot", "plot_file", type=click.Path(dir_okay=False), help="Draw the ratios into a PNG.")
 def bench(json_file: str | None, plot_file: str | None, parts: tuple[str, ...], **options: Any) -> int:

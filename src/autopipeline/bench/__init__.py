@@ -21,6 +21,7 @@ def bench(
     batches: tuple[int, ...] = (),
     parts: tuple[str, ...] = ("import", "load", "run"),
     without: tuple[str, ...] = (),
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Measure a model, and give what was found.
 
@@ -37,6 +38,7 @@ def bench(
         batches: sizes of batches to measure the throughput at.
         parts: what to measure.
         without: which of "diffusers" and "openvino" stay out, even where they are installed.
+        compiled: with each library compiled by torch.compile as well; the first, uncounted turn takes minutes.
     """
     import torch
 
@@ -72,6 +74,8 @@ def bench(
             found["figures"] |= measured.loads(libraries, folder, list(wanted), runs)
         if "run" in parts:
             engines = [worker.OPENVINO] if device == "cpu" and "openvino" in others else []
+            if compiled:
+                engines += [name for name in worker.COMPILED if name.split()[0] in libraries]
             with measured.workers(libraries + engines, folder, dtype, device) as made:
                 found["figures"] |= measured.parts(made, steps, runs, call)
                 found["figures"] |= measured.throughput(made, list(batches), steps[0], runs, call)

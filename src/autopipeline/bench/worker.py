@@ -22,11 +22,13 @@ from autopipeline.speed import prepare
 
 PROMPT = "a large red circle left of a small blue square on a yellow background"
 OURS, PEER, OPENVINO = "autopipeline", "diffusers", "autopipeline with OpenVINO"
+COMPILED = "autopipeline compiled", "diffusers compiled"
 
 
 def loaded(library: str, folder: Path, dtype: str, device: str) -> Any:
     """A pipeline of that library; "default" is what each takes for itself, ours on the command line."""
-    if library == PEER:
+    peer = library in (PEER, COMPILED[1])
+    if peer:
         for chatty in (PEER, "transformers"):
             said = importlib.import_module(f"{chatty}.utils.logging")
             said.set_verbosity_error()
@@ -34,16 +36,26 @@ def loaded(library: str, folder: Path, dtype: str, device: str) -> Any:
     options: dict[str, Any] = {}
     if dtype != "default":
         options["torch_dtype"] = getattr(torch, dtype)
-    elif library != PEER:
+    elif not peer:
         options["dtype"] = "auto"
     if "safety_checker" in json.loads((folder / "model_index.json").read_text("utf-8")):
         options["safety_checker"] = None  # it may blacken random pictures
-    module = importlib.import_module(PEER if library == PEER else OURS)
+    module = importlib.import_module(PEER if peer else OURS)
     pipe = module.AutoPipelineForText2Image.from_pretrained(folder, **options).to(device)
     if type(pipe.scheduler).__name__ == "PNDMScheduler":  # which asks once more than there are steps
         pipe.scheduler = module.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.compile(engine="openvino") if library == OPENVINO else pipe
+    if library == OPENVINO:
+        pipe.compile(engine="openvino")
+    elif library in COMPILED:
+        graphs = {"mode": "reduce-overhead"} if torch.device(device).type == "cuda" else {}
+        if peer:
+            names = [name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None]
+            for part in (*(getattr(pipe, name) for name in names), pipe.vae.decoder):
+                part.compile(**graphs)
+        else:
+            pipe.compile(**graphs)
+    return pipe
 
 
 def called(pipe: Any, order: Mapping[str, Any]) -> Any:

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-LARGE = 1 << 24
-"""Numbers of weights below which a network is quick anyway."""
 REPEATS = 3
 LONG = 0.05
 """Seconds that all tries take together, at least: short ones are repeated more often."""

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from autopipeline.speed import machine, packing
 
-SMALL = machine.LARGE
+SMALL = 1 << 24
 """Numbers of weights up to which networks stay exact."""
 SIZE = 1024
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}

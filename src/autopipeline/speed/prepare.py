@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from autopipeline.speed import attention, chunks, compiling, heap, machine, packing, swapped
+from autopipeline.speed import attention, chunks, compiling, heap, packing, swapped
 
 OFF = "AUTOPIPELINE_PLAIN"
 """Set to 1 in the environment, networks stay as they are."""
-LARGE = machine.LARGE
+LARGE = 1 << 22
+"""Numbers of weights below which a network is quick anyway, and preparing it takes longer than a picture."""
 _LOCK = threading.Lock()
 
 
