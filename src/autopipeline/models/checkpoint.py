@@ -7,7 +7,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,22 +25,32 @@ N = TypeVar("N", bound="Network")
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 
+FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.tensor, torch.arange, torch.linspace, torch.eye)
+RANDOM = (torch.rand, torch.randn)
+
+
 class _Blank(TorchFunctionMode):
-    """Leave out initial values: there is nothing to fill, and on the meta device `normal_` or `randn` alone imports
-    torch's compiler, which takes longer than loading a network."""
+    """Everything on the meta device, and without initial values.
+
+    There is nothing to fill, and on the meta device `normal_` or `randn` alone imports torch's compiler, which takes
+    longer than loading a network; `torch.device("meta")` beside this would look at every call a second time.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else (kwargs or {})["tensor"]
-        return (torch.empty if func in (torch.rand, torch.randn) else func)(*args, **(kwargs or {}))
+        if func in FACTORIES or func in RANDOM:
+            kwargs = {"device": "meta"} | {name: each for name, each in (kwargs or {}).items() if each is not None}
+            return (torch.empty if func in RANDOM else func)(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 def built(cls: type[N], config: dict[str, Any], folder: Path) -> N:
     """The network that config.json describes, on the meta device."""
     try:
-        with torch.device("meta"), _Blank():
+        with _Blank():
             return cls.from_config(config)
     except CheckpointError:
         raise
@@ -134,17 +144,16 @@ def fill(
     use_safetensors: bool,
 ) -> N:
     """Give a network on the meta device its weights, tensor by tensor, so that no second copy ever stands in memory."""
-    wanted = network.state_dict()
+    wanted = _places(network)
     unknown: list[str] = []
     for file in weight_files(folder, STEMS[network.library], variant, use_safetensors):
-        found: dict[str, Tensor] = {}
         for key, tensor in _tensors(file):
             name = network.renamed(key)
             if name is not None and name in wanted:
-                found[name] = _placed(_fitted(tensor, wanted.pop(name), key, file), dtype, device, file)
+                place = wanted.pop(name)
+                place.put(_placed(_fitted(tensor, place.now, key, file), dtype, device, file))
             elif name is not None:
                 unknown.append(key)
-        _assign(network, found)
     if wanted:
         raise CheckpointError(f"{folder} lacks {_some(list(wanted))}, which its config.json asks for.")
     if unknown:
@@ -153,17 +162,32 @@ def fill(
     return network
 
 
-def _assign(network: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put tensors in place of those on the meta device; `load_state_dict` would look through all for each module."""
-    modules = dict(network.named_modules())
-    for name, tensor in tensors.items():
-        home, _, leaf = name.rpartition(".")
-        module = modules[home]
-        own: dict[str, Any] = module._parameters  # type: ignore[reportPrivateUsage]
-        if leaf in own:  # which `setattr` would look for among the buffers and modules as well
-            own[leaf] = torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+class _Place(NamedTuple):
+    """Where a tensor of a network belongs, and which is there."""
+
+    module: torch.nn.Module
+    leaf: str
+    now: Tensor
+
+    def put(self, tensor: Tensor) -> None:
+        """Have another there."""
+        own: dict[str, Any] = self.module._parameters  # type: ignore[reportPrivateUsage]
+        if self.leaf in own:  # which `setattr` would look for among the buffers and modules as well
+            own[self.leaf] = torch.nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
         else:
-            setattr(module, leaf, tensor)
+            setattr(self.module, self.leaf, tensor)
+
+
+def _places(network: torch.nn.Module) -> dict[str, _Place]:
+    """What `state_dict` has, by the same names."""
+    found: dict[str, _Place] = {}
+    for prefix, module in network.named_modules(remove_duplicate=False):
+        start, passing = f"{prefix}." if prefix else "", module._non_persistent_buffers_set  # type: ignore[reportPrivateUsage]
+        for tensors in (module._parameters, module._buffers):  # type: ignore[reportPrivateUsage]
+            for leaf, now in tensors.items():
+                if now is not None and leaf not in passing:
+                    found[start + leaf] = _Place(module, leaf, now)
+    return found
 
 
 def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None, file: Path) -> Tensor:
