@@ -6,6 +6,8 @@ the activation, once for the gate and once for the layer after; each time slower
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,15 @@ LEAST = 512
 """Rows in a part; with fewer, reading the weights would take longer than computing."""
 
 
+def in_parts(layer: Callable[[Tensor], Tensor], x: Tensor, rows: int, width: int) -> Tensor:
+    """What a layer makes of (..., C), so many rows at a time: (..., width)."""
+    flat = x.reshape(-1, x.shape[-1])
+    made = x.new_empty(len(flat), width)
+    for begin in range(0, len(flat), rows):
+        made[begin : begin + rows] = layer(flat[begin : begin + rows])
+    return made.view(*x.shape[:-1], width)
+
+
 class Chunked(Swapped):
     """The rows of a `RowWise` in parts of the same size."""
 
@@ -28,11 +39,7 @@ class Chunked(Swapped):
         count = x.shape[:-1].numel()
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or count <= self.rows:
             return super().forward(x)
-        flat = x.reshape(count, -1)
-        made = torch.empty_like(flat)
-        for begin in range(0, count, self.rows):
-            made[begin : begin + self.rows] = super().forward(flat[begin : begin + self.rows])
-        return made.view(x.shape)
+        return in_parts(super().forward, x, self.rows, x.shape[-1])
 
 
 def chunk(network: nn.Module) -> int:

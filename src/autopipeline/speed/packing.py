@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autopipeline.speed import machine
-from autopipeline.speed.swapped import Swapped
+from autopipeline.speed.swapped import Swapped, become
 
 ROWS = 1024
 """Of the input that a linear layer is packed for; others are as right, and hardly slower."""
@@ -112,7 +112,7 @@ def _pack_convolution(module: nn.Conv2d) -> None:
 
 def _become(module: nn.Module, kind: type[nn.Module], packed: Tensor) -> None:
     module.weight = nn.Parameter(packed, requires_grad=module.weight.requires_grad)  # type: ignore[union-attr]
-    module.__class__ = kind
+    become(module, kind)
 
 
 def _linear_pays(dtype: torch.dtype) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autopipeline.speed import compiling, swapped
+from autopipeline.speed.chunks import in_parts
 from autopipeline.speed.swapped import Swapped, become
 
 KINDS = ("int8", "float8")
@@ -61,14 +62,7 @@ class QuantizedLinear(_Quantized, nn.Linear):
         if torch.is_grad_enabled():
             self.restore()
             return self.forward(input)
-        rows = input.reshape(-1, self.in_features)
-        count = max(ROWS // self.in_features, 1)
-        if len(rows) <= count:
-            return self._rows(rows).view(*input.shape[:-1], self.out_features)
-        made = input.new_empty(len(rows), self.out_features)
-        for begin in range(0, len(rows), count):
-            made[begin : begin + count] = self._rows(rows[begin : begin + count])
-        return made.view(*input.shape[:-1], self.out_features)
+        return in_parts(self._rows, input, max(ROWS // self.in_features, 1), self.out_features)
 
     def _rows(self, x: Tensor) -> Tensor:
         x, step, nought = rounded(x)
