@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 import autopipeline as ap
 import tiny
@@ -38,6 +39,7 @@ from autopipeline.speed import (
     precision,
     prepare,
     swapped,
+    winograd,
 )
 
 pytestmark = pytest.mark.skipif(not packing.able(torch.float32), reason="this torch has no oneDNN")
@@ -59,6 +61,8 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "fastest", lambda key, ways: list(ways)[-1])
     monkeypatch.setattr(attention, "LEAST", 0)
     monkeypatch.setattr(prepare, "LARGE", 0)
+    monkeypatch.setattr(winograd, "LEAST", 0)
+    monkeypatch.setattr(winograd, "CHANNELS", 1)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -71,12 +75,13 @@ class Some(nn.Module):
         self.first = nn.Conv2d(16, 48, 3, padding=1)
         self.down = nn.Conv2d(48, 32, 3, stride=2, padding=1, bias=False)
         self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=2)
+        self.gate = plain.GatedLinear(32, 32)
         self.linear = nn.Linear(32, 24)
         self.bare = nn.Linear(24, 40, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.grouped(self.down(self.first(x)).relu()).relu()
-        return self.bare(self.linear(x.movedim(1, -1)).relu())
+        return self.bare(self.linear(self.gate(x.movedim(1, -1))).relu())
 
 
 @pytest.fixture
@@ -84,7 +89,7 @@ def some(eager: None) -> tuple[Some, Some]:
     torch.manual_seed(0)
     one = Some().requires_grad_(False)
     other = copy.deepcopy(one)
-    assert packing.pack(other) == 5
+    assert packing.pack(other) == 6
     return one, other
 
 
@@ -126,11 +131,56 @@ def test_weights_come_back_as_they_were(some: tuple[Some, Some], way: Callable[[
     state = one.state_dict()
     assert all(torch.equal(state[name], each) for name, each in other.state_dict().items())
     assert type(other.first) is packing.PackedConv2d  # asking for the weights leaves the layers packed
+    assert type(other.gate) is packing.PackedGate
+    assert other.first.spread is not None
     back = way(other)
     assert [type(part) for part in back.modules()] == [type(part) for part in one.modules()]
     assert all(torch.equal(state[name], each) for name, each in dict(back.named_parameters()).items())
     with torch.no_grad():
         assert torch.equal(back(drawn(1, 16, 8, 8)), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("strip", [1, 1 << 30])
+@pytest.mark.parametrize(
+    ("shape", "bias"),
+    [((2, 24, 16, 20), True), ((1, 40, 13, 7), False), ((3, 16, 1, 2), True), ((1, 256, 34, 64), True)],
+)
+def test_tiles_make_the_same_convolution(
+    shape: tuple[int, ...], bias: bool, strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "STRIP", strip)
+    x, weight = drawn(*shape), drawn(33, shape[1], 3, 3, seed=1)
+    offset = drawn(33, seed=2) if bias else None
+    exact = functional.conv2d(x.double(), weight.double(), None if offset is None else offset.double(), padding=1)
+    made = winograd.convolve(x.permute(0, 2, 3, 1), winograd.spread(weight), offset).permute(0, 3, 1, 2)
+    assert made.shape == exact.shape
+    assert float((made - exact).abs().max() / exact.abs().max()) < 5e-6
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "tiled"),
+    [
+        ({"padding": 1}, (32, 32), True),
+        ({"padding": 1}, (31, 32), False),
+        ({"padding": 1, "stride": 2}, (64, 64), False),
+        ({"padding": 0}, (64, 64), False),
+        ({"padding": 1, "groups": 2}, (64, 64), False),
+        ({"padding": 1, "dtype": torch.bfloat16}, (64, 64), False),
+        ({"padding": 1, "in_channels": 32}, (64, 64), False),
+        ({"padding": 1, "in_channels": 2560}, (64, 64), False),  # its kernels would take 94 of 8192 MB
+    ],
+)
+def test_tiles_are_for_large_layers(
+    form: dict[str, Any], size: tuple[int, int], tiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: 8 << 30)
+    layer = nn.Conv2d(**{"in_channels": 256, "out_channels": 256, "kernel_size": 3, **form})
+    assert winograd.fits(layer, *size) is tiled
+
+
+def test_the_machine_has_memory() -> None:
+    assert 1 << 28 < machine.memory() < 1 << 50
 
 
 def test_what_is_trained_is_plain(some: tuple[Some, Some]) -> None:

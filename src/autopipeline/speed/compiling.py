@@ -15,7 +15,7 @@ from torch import nn
 from autopipeline.speed import chunks, openvino, packing, swapped
 
 ENGINES = ("torch", "openvino")
-PREPARED = (packing.Packed, chunks.Chunked)
+PREPARED = (packing.Packed, packing.PackedGate, chunks.Chunked)
 
 
 def compiled(network: nn.Module) -> bool:

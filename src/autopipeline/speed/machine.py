@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,17 @@ def processor() -> str:
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     said = [facts.get(name, "") for name in ("model name", "cpu family", "model")]
     return " ".join([*said, torch.backends.cpu.get_cpu_capability()])
+
+
+@cache
+def memory() -> int:
+    """Bytes that this machine has, or that this process's group may have; where no one tells, 8 GiB."""
+    found = [8 << 30]
+    with suppress(AttributeError, ValueError, OSError):  # not everywhere
+        found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with suppress(ValueError, OSError):  # "max" without a limit
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text("utf-8")))
+    return min(found)
 
 
 def _remembered() -> dict[str, str]:

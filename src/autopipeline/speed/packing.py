@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autopipeline.speed import machine
+from autopipeline.models.attention import GatedLinear
+from autopipeline.speed import machine, winograd
 from autopipeline.speed.swapped import Swapped, become
 
 ROWS = 1024
@@ -26,20 +27,25 @@ class Packed(Swapped):
 
     def restore(self) -> None:
         """Be a plain module again, with the very same weights."""
+        weight, trained = self.whole(), self.weight.requires_grad  # type: ignore[union-attr]
         super().restore()
-        weight: nn.Parameter = self.weight  # type: ignore[assignment]
-        self.weight = nn.Parameter(_dense(weight), requires_grad=weight.requires_grad)
+        self.weight = nn.Parameter(weight, requires_grad=trained)
+
+    def whole(self) -> Tensor:
+        """The weights as they were."""
+        return _dense(self.weight)  # type: ignore[arg-type]
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = _dense(self.weight)  # type: ignore[arg-type]
+        destination[prefix + "weight"] = self.whole()
 
 
 class PackedConv2d(Packed, nn.Conv2d):
-    """A convolution; the order of its weights is that for pictures of the size that it saw last."""
+    """A convolution; its weights are ready for pictures of the size that it saw last."""
 
     plain = nn.Conv2d
     size: tuple[int, ...] = ()
+    spread: winograd.Spread | None = None  # of the weights, where it goes tile by tile
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out, h, w), channels last in memory."""
@@ -47,12 +53,21 @@ class PackedConv2d(Packed, nn.Conv2d):
             self.restore()
             return self.forward(input)
         x = input.contiguous(memory_format=torch.channels_last)
-        weight, form = self.weight, (self.padding, self.stride, self.dilation, self.groups)
+        weight, spread, form = self.weight, self.spread, (self.padding, self.stride, self.dilation, self.groups)
         if self.size != x.shape[2:] or not weight.is_mkldnn:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(_dense(weight), *form, x.shape)
+            plain = _dense(weight)
+            spread = winograd.spread(plain) if winograd.fits(self, *x.shape[2:]) and winograd.pays() else None
+            packed = torch.ops.mkldnn._reorder_convolution_weight(plain, *form, x.shape)
             weight = nn.Parameter(packed, requires_grad=weight.requires_grad)
-            self.weight, self.size = weight, tuple(x.shape[2:])
+            self.weight, self.spread, self.size = weight, spread, tuple(x.shape[2:])
+        if spread is not None:
+            return winograd.convolve(x.permute(0, 2, 3, 1), spread, self.bias).permute(0, 3, 1, 2)
         return torch.ops.mkldnn._convolution_pointwise(x, weight, self.bias, *form, "none", [], "")
+
+    def restore(self) -> None:
+        """Be a plain module again, with the very same weights."""
+        super().restore()
+        self.spread = None
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -72,6 +87,52 @@ class PackedLinear(Packed, nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
 
 
+class PackedHalves(Packed, nn.Linear):
+    """A linear layer of which one half of what it gives is the gate of the other."""
+
+    plain = nn.Linear
+    rest: nn.Parameter
+    """The weights of the second half; `weight` has those of the first."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        self.restore()
+        return self.forward(input)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out / 2): the first half times what GELU makes of the second, as they are computed."""
+        bias: Tensor | None = self.bias
+        first, second = (None, None) if bias is None else bias.chunk(2)
+        gate = torch.ops.mkldnn._linear_pointwise(x, self.rest, second, "gelu", [], "none")
+        return torch.ops.mkldnn._linear_pointwise.binary(x, gate, self.weight, first, "mul")
+
+    def restore(self) -> None:
+        """Be a plain module again, with the very same weights."""
+        super().restore()
+        del self.rest
+
+    def whole(self) -> Tensor:
+        """The weights as they were."""
+        return torch.cat([_dense(self.weight), _dense(self.rest)])
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        del destination[prefix + "rest"]
+
+
+class PackedGate(Swapped, GatedLinear):
+    """A gated layer over such a one."""
+
+    plain = GatedLinear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., inner)."""
+        if torch.is_grad_enabled() or not isinstance(self.proj, PackedHalves):
+            self.restore()
+            return self.forward(x)
+        return self.proj.gated(x)
+
+
 def able(dtype: torch.dtype) -> bool:
     """Whether oneDNN computes in this precision here."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -87,6 +148,12 @@ def pack(network: nn.Module, always: bool = False) -> int:
     count = 0
     for module in list(network.modules()):
         weight = getattr(module, "weight", None)
+        if (
+            type(module) is GatedLinear
+            and _fits(module.proj.weight)
+            and (always or _linear_pays(module.proj.weight.dtype))
+        ):
+            count += _pack_gate(module)
         if type(module) not in (nn.Conv2d, nn.Linear) or not _fits(weight):
             continue
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
@@ -106,8 +173,20 @@ def _fits(weight: Any) -> bool:
 
 def _pack_convolution(module: nn.Conv2d) -> None:
     """Its weights come into order when it first sees an input."""
-    module.__class__ = PackedConv2d
     module.size = ()  # type: ignore[assignment]
+    become(module, PackedConv2d)
+
+
+def _pack_gate(module: GatedLinear) -> bool:
+    """Its one layer becomes two, if it is plain."""
+    if type(module.proj) is not nn.Linear:
+        return False
+    weight, trained = module.proj.weight.detach(), module.proj.weight.requires_grad
+    first, second = (torch.ops.mkldnn._reorder_linear_weight(half.contiguous(), ROWS) for half in weight.chunk(2))
+    module.proj.rest = nn.Parameter(second, requires_grad=trained)
+    _become(module.proj, PackedHalves, first)
+    become(module, PackedGate)
+    return True
 
 
 def _become(module: nn.Module, kind: type[nn.Module], packed: Tensor) -> None:
