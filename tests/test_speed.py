@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import pickle
 import sys
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ import autopipeline as ap
 import tiny
 from autopipeline.loading.uncollected import uncollected
 from autopipeline.models import attention as plain
-from autopipeline.models import casting
+from autopipeline.models import awaited, casting
 from autopipeline.models.unet import UNet2DConditionModel
 from autopipeline.speed import (
     attention,
@@ -325,6 +328,100 @@ def test_casting_rounds_as_torch_does(source: torch.dtype, dtype: torch.dtype, m
     x = (drawn(5, 9) * 300).to(source)
     assert torch.equal(casting.cast(x, dtype), x.to(dtype))
     assert casting.cast(x[:0], dtype).shape == (0, 9)
+
+
+def _waiting(network: nn.Module) -> int:
+    return sum(isinstance(module._parameters, awaited.Awaited) for module in network.modules())
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[nn.Module, dict[str, Tensor]]]:
+    """A network whose weights wait to be cast, as often as is asked for, and its weights as they have to be."""
+    monkeypatch.setattr(awaited, "LEAST", 100)
+    torch.manual_seed(0)
+    UNet2DConditionModel(**tiny.XL_UNET).half().save_pretrained(tmp_path)
+    wanted = {
+        name: each.bfloat16() for name, each in UNet2DConditionModel.from_pretrained(tmp_path).state_dict().items()
+    }
+
+    def loaded() -> tuple[nn.Module, dict[str, Tensor]]:
+        network = UNet2DConditionModel.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+        assert _waiting(network) > 10
+        return network, wanted
+
+    return loaded
+
+
+NAMES = [name for name, _ in UNet2DConditionModel(**tiny.XL_UNET).named_parameters()]
+LOOKS: dict[str, Callable[[nn.Module], dict[str, Tensor]]] = {
+    "state_dict": lambda network: network.state_dict(),
+    "parameters": lambda network: dict(network.named_parameters()),
+    "deepcopy": lambda network: copy.deepcopy(network).state_dict(),
+    "pickle": lambda network: pickle.loads(pickle.dumps(network.state_dict())),
+    "attributes": lambda network: {name: attrgetter(name)(network) for name in NAMES},
+    "to": lambda network: network.to(torch.float32).to(torch.bfloat16).state_dict(),
+    "load_state_dict": lambda network: _loaded_again(network).state_dict(),
+    "get_parameter": lambda network: {name: network.get_parameter(name) for name in NAMES},
+    "settle": lambda network: (awaited.settle(network), network.state_dict())[1],
+}
+
+
+def _loaded_again(network: nn.Module) -> nn.Module:
+    state = copy.deepcopy(network).state_dict()
+    network.load_state_dict(state)
+    return network
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_weights_that_wait_are_never_seen_as_stored(
+    look: Callable[[nn.Module], dict[str, Tensor]], stored: Callable[[], tuple[nn.Module, dict[str, Tensor]]]
+) -> None:
+    network, wanted = stored()
+    found = look(network)
+    assert list(found) == list(wanted)
+    for name, each in wanted.items():
+        assert found[name].dtype == torch.bfloat16
+        assert torch.equal(found[name], each)
+    assert not _waiting(network)
+
+
+def test_weights_wait_until_they_are_needed(stored: Callable[[], tuple[nn.Module, dict[str, Tensor]]]) -> None:
+    network, _ = stored()
+    before = _waiting(network)
+    assert sum(each.numel() for each in awaited.parameters(network)) == sum(
+        each.numel() for each in stored()[1].values()
+    )
+    assert _waiting(network) == before
+    layer = network.conv_out
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.weight is layer.weight  # one and the same from the first look on
+    assert isinstance(layer.weight, nn.Parameter)
+    assert _waiting(network) == before - 1
+    layer.weight = nn.Parameter(layer.weight + 1)
+    network.conv_in.weight = nn.Parameter(torch.zeros(1))  # type: ignore[union-attr]
+    assert network.conv_in.weight.shape == (1,)  # type: ignore[union-attr]
+    del network.conv_norm_out.weight  # type: ignore[union-attr]
+    assert "weight" not in dict(network.conv_norm_out.named_parameters())  # type: ignore[union-attr]
+
+
+def test_threads_see_one_weight(stored: Callable[[], tuple[nn.Module, dict[str, Tensor]]]) -> None:
+    network, _ = stored()
+    layers = [each for each in network.modules() if isinstance(each, nn.Linear)]
+    with ThreadPoolExecutor(8) as pool:
+        for layer in layers:
+            assert len({id(each) for each in pool.map(lambda _, own=layer: own.weight, range(8))}) == 1
+
+
+def test_networks_that_wait_are_freed_at_once(stored: Callable[[], tuple[nn.Module, dict[str, Tensor]]]) -> None:
+    network, _ = stored()
+    gc.collect()
+    gc.disable()
+    try:
+        gone = weakref.ref(network.conv_in)
+        del network
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_mapped_file_is_whole_after_its_pages_were_let_go(tmp_path: Path) -> None:

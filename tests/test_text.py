@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,7 +16,7 @@ import torch
 
 import tiny
 from autopipeline import CheckpointError, prompts
-from autopipeline.text import CLIPTokenizer
+from autopipeline.text import CLIPTokenizer, clip
 
 transformers = pytest.importorskip("transformers")
 
@@ -171,6 +172,28 @@ def test_padding(files: Callable[..., Path], config_pad: Any, special_pad: Any) 
     theirs = peers_ids(peer, texts)
     for text, row, expected in zip(texts, ours(texts), theirs, strict=True):
         assert row.tolist() == expected.tolist(), text
+
+
+def test_a_vocabulary_in_use_is_read_once(files: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    whole = clip._model
+    monkeypatch.setattr(clip, "_model", lambda folder: (read.append(folder), whole(folder))[1])
+    monkeypatch.setattr(clip, "_IN_USE", weakref.WeakValueDictionary())
+    first, second, other = files(), files("!", "!"), files()
+    words = json.loads((other / "vocab.json").read_text("utf-8"))
+    swapped = words | {"a</w>": words["b</w>"], "b</w>": words["a</w>"]}
+    (other / "vocab.json").write_text(json.dumps(swapped), "utf-8")
+    texts = ["a !", "b"]
+    one = CLIPTokenizer.from_pretrained(first)
+    ids = one(texts)
+    two, three = CLIPTokenizer.from_pretrained(second), CLIPTokenizer.from_pretrained(other)
+    assert read == [first, other]
+    assert torch.equal(one(texts), ids)
+    assert two(texts)[0, -1] == words["!"]
+    assert three(texts)[0, 1] == words["b</w>"]
+    del one, two
+    CLIPTokenizer.from_pretrained(first)
+    assert read == [first, other, first]
 
 
 @pytest.mark.parametrize("length", [8, 77, 120])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from autopipeline.errors import CheckpointError
-from autopipeline.models import casting
+from autopipeline.models import awaited, casting
 
 if TYPE_CHECKING:
     from autopipeline.models.network import Network
@@ -144,21 +144,26 @@ def fill(
     use_safetensors: bool,
 ) -> N:
     """Give a network on the meta device its weights, tensor by tensor, so that no second copy ever stands in memory."""
-    wanted = _places(network)
+    modules = [*_named(network)]
+    wanted = _places(modules)
     unknown: list[str] = []
     for file in weight_files(folder, STEMS[network.library], variant, use_safetensors):
         for key, tensor in _tensors(file):
             name = network.renamed(key)
             if name is not None and name in wanted:
                 place = wanted.pop(name)
-                place.put(_placed(_fitted(tensor, place.now, key, file), dtype, device, file))
+                fitted = _fitted(tensor, place.now, key, file)
+                if _waits(fitted, place, dtype, device, file):
+                    awaited.put(place.module, place.leaf, fitted, dtype)  # type: ignore[arg-type]
+                else:
+                    place.put(_placed(fitted, dtype, device, file))
             elif name is not None:
                 unknown.append(key)
     if wanted:
         raise CheckpointError(f"{folder} lacks {_some(list(wanted))}, which its config.json asks for.")
     if unknown:
         raise CheckpointError(f"{folder} has {_some(unknown)}, which a {type(network).__name__} has no use for.")
-    _materialize(network, device)
+    _materialize((module for _, module in modules), device)
     return network
 
 
@@ -178,16 +183,37 @@ class _Place(NamedTuple):
             setattr(self.module, self.leaf, tensor)
 
 
-def _places(network: torch.nn.Module) -> dict[str, _Place]:
+def _named(module: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """As `named_modules(remove_duplicate=False)`, which goes through a generator for each level above a module."""
+    waiting = [(prefix, module)]
+    while waiting:
+        name, each = waiting.pop()
+        yield name, each
+        children = [*each._modules.items()]  # type: ignore[reportPrivateUsage]
+        start = f"{name}." if name else ""
+        waiting += [(start + leaf, child) for leaf, child in reversed(children) if child is not None]
+
+
+def _places(modules: Iterable[tuple[str, torch.nn.Module]]) -> dict[str, _Place]:
     """What `state_dict` has, by the same names."""
     found: dict[str, _Place] = {}
-    for prefix, module in network.named_modules(remove_duplicate=False):
+    for prefix, module in modules:
         start, passing = f"{prefix}." if prefix else "", module._non_persistent_buffers_set  # type: ignore[reportPrivateUsage]
         for tensors in (module._parameters, module._buffers):  # type: ignore[reportPrivateUsage]
             for leaf, now in tensors.items():
                 if now is not None and leaf not in passing:
                     found[start + leaf] = _Place(module, leaf, now)
     return found
+
+
+def _waits(
+    tensor: Tensor, place: _Place, dtype: torch.dtype | None, device: torch.device | str | None, file: Path
+) -> bool:
+    """Whether it is better cast when it is needed."""
+    if dtype in (None, tensor.dtype) or not tensor.is_floating_point() or tensor.numel() < awaited.LEAST:
+        return False
+    there = device is None or torch.device(device).type == "cpu"
+    return there and file.suffix == ".safetensors" and place.leaf in place.module._parameters  # type: ignore[reportPrivateUsage]
 
 
 def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None, file: Path) -> Tensor:
@@ -212,11 +238,11 @@ def _fitted(tensor: Tensor, like: Tensor, key: str, file: Path) -> Tensor:
     )
 
 
-def _materialize(network: torch.nn.Module, device: torch.device | str | None) -> None:
+def _materialize(modules: Iterable[torch.nn.Module], device: torch.device | str | None) -> None:
     """Buffers that are not in the checkpoint are computed by their modules, not loaded."""
-    for module in network.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_meta:
+    for module in modules:
+        for name, buffer in module._buffers.items():  # type: ignore[reportPrivateUsage]
+            if buffer is not None and buffer.is_meta:
                 setattr(module, name, module.recompute(name).to(device))  # type: ignore[operator]
 
 

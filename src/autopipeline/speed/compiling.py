@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autopipeline.models import awaited
 from autopipeline.speed import chunks, openvino, packing, swapped
 
 ENGINES = ("torch", "openvino")
@@ -52,13 +53,15 @@ def compile_networks(networks: Sequence[nn.Module], engine: str = "torch", **opt
         if options:
             raise TypeError(f"{next(iter(options))} is an option of torch.compile; OpenVINO has none.")
         plain_networks(networks)
+    for network in networks:
+        swapped.restore(network, PREPARED)
+        awaited.settle(network)
+    if engine == "openvino":
         for network in networks:
-            swapped.restore(network, PREPARED)
             openvino.translate(network)
         return
     torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)  # type: ignore[reportPrivateUsage]
     for network in networks:
-        swapped.restore(network, PREPARED)
         for part in regions(network):
             part.compile(**options)
 

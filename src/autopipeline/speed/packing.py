@@ -7,7 +7,7 @@ trained; `state_dict` gives them as ever.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -101,8 +101,7 @@ class PackedHalves(Packed, nn.Linear):
 
     def gated(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out / 2): the first half times what GELU makes of the second, as they are computed."""
-        bias: Tensor | None = self.bias
-        first, second = (None, None) if bias is None else bias.chunk(2)
+        first, second = [None] * 2 if self.bias is None else self.bias.chunk(2)  # type: ignore[reportUnnecessaryComparison]
         gate = torch.ops.mkldnn._linear_pointwise(x, self.rest, second, "gelu", [], "none")
         return torch.ops.mkldnn._linear_pointwise.binary(x, gate, self.weight, first, "mul")
 
@@ -196,12 +195,14 @@ def _become(module: nn.Module, kind: type[nn.Module], packed: Tensor) -> None:
 
 def _linear_pays(dtype: torch.dtype) -> bool:
     """Whether oneDNN is faster than what torch takes for linear layers, at a size that is common in networks."""
-    x, weight = (torch.randn(ROWS, 640).to(dtype), torch.randn(640, 640).to(dtype))
-    bias = torch.randn(640).to(dtype)
-
-    def packed() -> Callable[[], Tensor]:
-        made = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        return lambda: torch.ops.mkldnn._linear_pointwise(x, made, bias, "none", [], "")
-
-    ways = {"plain": lambda: functional.linear(x, weight, bias), "packed": packed()}
+    sample = cache(lambda: _linear(dtype))  # made only if it is tried
+    ways = {
+        "plain": lambda: functional.linear(*sample()[:3]),
+        "packed": lambda: torch.ops.mkldnn._linear_pointwise(sample()[0], sample()[3], sample()[2], "none", [], ""),
+    }
     return machine.fastest(f"linear {dtype}", ways) == "packed"
+
+
+def _linear(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((ROWS, 640), (640, 640), (640,)))
+    return x, weight, bias, torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)

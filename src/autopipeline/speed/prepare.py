@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from autopipeline.models import awaited
 from autopipeline.speed import attention, chunks, compiling, heap, packing, swapped
 
 OFF = "AUTOPIPELINE_PLAIN"
@@ -22,28 +23,37 @@ _LOCK = threading.Lock()
 @contextmanager
 def ready(parts: Iterable[Any]) -> Generator[None]:
     """Have the networks on the CPU among these parts compute faster; the same, but for the order of summation."""
-    with heap.kept() if prepare(parts) else nullcontext():
+    networks = _large(parts)
+    with heap.kept() if any(_on(each, "cpu") for each in networks) else nullcontext():
+        prepare(networks)
         yield
 
 
 def prepare(parts: Iterable[Any]) -> int:
     """Change large networks for the better; gives how many on the CPU are so by now."""
-    if os.environ.get(OFF, "0") not in ("", "0"):
-        return 0
     count = 0
     with _LOCK:
-        for network in parts:
-            weights = list(network.parameters()) if isinstance(network, torch.nn.Module) else []
-            if sum(each.numel() for each in weights) < LARGE or not weights or compiling.compiled(network):
-                continue
-            if weights[0].device.type == "cpu":
+        for network in _large(parts):
+            if _on(network, "cpu"):
                 attention.install()
                 packing.pack(network)
                 chunks.chunk(network)
                 count += 1
-            elif weights[0].device.type == "cuda":
+            elif _on(network, "cuda"):
                 channels_last(network)
     return count
+
+
+def _large(parts: Iterable[Any]) -> list[torch.nn.Module]:
+    """The networks among parts that preparing is for; what they compute with is not looked at, as it may wait."""
+    if os.environ.get(OFF, "0") not in ("", "0"):
+        return []
+    networks = [each for each in parts if isinstance(each, torch.nn.Module) and not compiling.compiled(each)]
+    return [each for each in networks if sum(one.numel() for one in awaited.parameters(each)) >= max(LARGE, 1)]
+
+
+def _on(network: torch.nn.Module, device: str) -> bool:
+    return next(awaited.parameters(network)).device.type == device
 
 
 def channels_last(network: torch.nn.Module) -> int:

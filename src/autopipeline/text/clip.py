@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import threading
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,14 @@ class CLIPTokenizer(TextTokenizer):
     def from_pretrained(cls, folder: str | Path, subfolder: str | None = None) -> CLIPTokenizer:
         """Read vocab.json and merges.txt (or tokenizer.json) from a folder; CheckpointError where they are missing."""
         path = Path(folder, subfolder) if subfolder else Path(folder)
-        model = _model(path)
+        with _LOCK:  # reading a vocabulary lets no other thread work anyway
+            words = _words(path)
+            other = _IN_USE.get(words)
+            made = _IN_USE[words] = cls._over(_model(path) if other is None else other._core.model, path)
+        return made
+
+    @classmethod
+    def _over(cls, model: Any, path: Path) -> CLIPTokenizer:
         config = read_json(path / "tokenizer_config.json")
         special = read_json(path / "special_tokens_map.json")
         length = config.get("model_max_length", 77)
@@ -64,6 +75,22 @@ class CLIPTokenizer(TextTokenizer):
         """The part of a text that does not fit; "" if all of it does."""
         tokens = self._lost(text, self.model_max_length - 2)
         return self._core.decoder.decode(tokens).replace("</w>", " ").strip() if tokens else ""
+
+
+_IN_USE: weakref.WeakValueDictionary[bytes, CLIPTokenizer] = weakref.WeakValueDictionary()
+"""Tokenizers by what their vocabularies were read from: those of one pipeline often have the same."""
+_LOCK = threading.Lock()
+
+
+def _words(folder: Path) -> bytes:
+    """Tells vocabularies apart by the files that they are in."""
+    told = hashlib.blake2b()
+    for file in (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json")):
+        content = b""
+        with suppress(OSError):  # who needs the file says what is wrong with it
+            content = file.read_bytes()
+        told.update(f"{file.name} {len(content)} ".encode() + content)
+    return told.digest()
 
 
 def _model(folder: Path) -> models.BPE:
