@@ -52,7 +52,12 @@ def test_what_is_found(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(roofline, "measured", lambda *_: {"matrix GFLOP/s": 100.0, "convolution GFLOP/s": 50.0})
     before = dict(os.environ)
     found = bench.bench(str(bare), random=True, without=("openvino",), parts=("load", "run"), batches=(2,), **QUICK)  # type: ignore[arg-type]
-    names = ["load in float32", "peak in float32, of the weights", "load in bfloat16"]
+    names = [
+        "load in float32",
+        "load in float32, each weight looked at",
+        "peak in float32, of the weights",
+        "load in bfloat16",
+    ]
     names += ["before the steps", "step", "decode", "whole picture", "picture in a batch of 2"]
     assert set(names) <= set(found["figures"])
     for name in set(names) - {"before the steps", "step", "decode"}:  # which are differences of what is hardly anything
@@ -118,7 +123,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     for given, said in (
         (["--depth", "1"], "--depth has no effect without --random"),
         (["--stored", "float32"], "--stored has no effect without --random"),
-        (["--only", "import", "--batch", "2"], "--batch has no effect unless"),
+        *(
+            (["--only", "import", *more], f"{more[0]} has no effect unless")
+            for more in (["--batch", "2"], ["--steps", "2", "3"], ["--size", "64"], ["--compiled"])
+        ),
     ):
         assert cli.run(["bench", *given]) == 2
         assert said in capsys.readouterr().err
@@ -138,6 +146,14 @@ def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
         pytest.raises(ap.CheckpointError, match="process of autopipeline failed.*none"),
     ):
         made["autopipeline"](steps=1, output="np")
+
+
+def test_a_worker_that_is_killed_says_so(checkpoint: Any) -> None:
+    with runs.workers(["autopipeline"], checkpoint("sd"), "float32", "cpu") as made:
+        assert made["autopipeline"](steps=2, output="np") > 0
+        made["autopipeline"]._process.kill()
+        with pytest.raises(ap.CheckpointError, match=r"autopipeline failed: it was killed.*memory"):
+            made["autopipeline"](steps=2, output="np")
 
 
 def test_openvino_is_measured_beside(checkpoint: Any) -> None:

@@ -353,9 +353,7 @@ def schedulers(as_json: bool) -> int:
 @click.option("--depth", type=click.IntRange(1), help="With --random: so many blocks of each kind in transformers.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--size", type=click.IntRange(8), help="Side of the pictures in pixels; by default the model's own.")
-@click.option(
-    "--steps", type=click.IntRange(2), nargs=2, default=(2, 4), show_default=True, help="A short, a long run."
-)
+@click.option("--steps", type=click.IntRange(2), nargs=2, help="A short, a long run; 2 4 unless said.")
 @click.option("--runs", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
     "--batch", "batches", type=click.IntRange(1), multiple=True, help="Measure throughput too; several times."
@@ -370,13 +368,18 @@ def bench(json_file: str | None, plot_file: str | None, parts: tuple[str, ...], 
     from autopipeline import bench as measuring
     from autopipeline.bench import report
 
+    unused = [
+        name for name in ("batches", "compiled", "size", "steps") if options[name] and "run" not in (parts or ("run",))
+    ]
+    if unused:
+        flag = unused[0].replace("batches", "batch")
+        raise ValueError(f"--{flag} has no effect unless pictures are made: --only run.")
+    options["steps"] = options["steps"] or (2, 4)
     if options["steps"][0] >= options["steps"][1]:
         raise ValueError(f"--steps {options['steps'][0]} {options['steps'][1]}: the first has to be the smaller one.")
     unused = [name for name in ("depth", "stored") if options[name] and not options["random"]]
     if unused:
         raise ValueError(f"--{unused[0]} has no effect without --random.")
-    if options["batches"] and parts and "run" not in parts:
-        raise ValueError("--batch has no effect unless pictures are made: --only run.")
     found = measuring.bench(**options, parts=parts or ("import", "load", "run"))
     if json_file:
         Path(json_file).write_text(json.dumps(found, indent=2) + "\n", "utf-8")

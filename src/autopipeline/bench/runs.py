@@ -42,8 +42,8 @@ pipe = Auto.from_pretrained(sys.argv[1], torch_dtype=getattr(torch, sys.argv[2])
 loaded = time.perf_counter() - begin
 weights = [each for part in pipe.components.values() if isinstance(part, torch.nn.Module) for each in part.parameters()]
 total = sum(float(each.flatten()[::1024].float().sum()) for each in weights)
-size = sum(each.nbytes for each in weights)
-print(json.dumps([loaded, (memory("VmHWM") - before) / size]))
+looked, size = time.perf_counter() - begin, sum(each.nbytes for each in weights)
+print(json.dumps([loaded, looked, (memory("VmHWM") - before) / size]))
 """
 
 
@@ -89,12 +89,16 @@ def imports(libraries: list[str], runs: int) -> dict[str, dict[str, float]]:
 
 
 def loads(libraries: list[str], folder: Path, dtypes: list[str], runs: int) -> dict[str, dict[str, float]]:
-    """Seconds to load in each precision, imports not counted, and the peak of memory as a share of the weights."""
+    """Seconds to load in each precision, imports not counted, and until every weight was looked at; the peak of memory.
+
+    Weights may come from their file, and be cast, when they are looked at. The peak is a share of them.
+    """
     made: dict[str, dict[str, float]] = {}
     for dtype in dtypes:
         ways = {lib: _python(LOAD.format(library=lib), str(folder), dtype) for lib in libraries}
         taken = {lib: [json.loads(each) for each in lines] for lib, lines in in_turn(ways, runs).items()}
-        for k, name in enumerate((f"load in {dtype}", f"peak in {dtype}, of the weights")):
+        names = f"load in {dtype}", f"load in {dtype}, each weight looked at", f"peak in {dtype}, of the weights"
+        for k, name in enumerate(names):
             made[name] = {lib: statistics.median(each[k] for each in rows) for lib, rows in taken.items()}
     return made
 
@@ -121,7 +125,9 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
-            said = self._errors.read().strip().splitlines() or ["it ended"]
+            killed = self._process.wait() == -9
+            ended = "it was killed, as happens where memory runs out; --without measures fewer at once"
+            said = [ended] if killed else self._errors.read().strip().splitlines() or ["it ended"]
             raise CheckpointError(f"The process of {self.library} failed: {said[-1]}")
         return json.loads(line)
 

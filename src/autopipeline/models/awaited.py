@@ -42,11 +42,10 @@ class Awaited(dict[str, Any]):
     def settle(self) -> dict[str, Any]:
         """Cast those that wait, and have the module hold plain parameters."""
         with _LOCK:
-            for name, dtype in self.waiting.items():
+            for name, dtype in [*self.waiting.items()]:
                 stored: Tensor = super().__getitem__(name)
                 cast = casting.cast(stored.detach(), dtype, mapped=True)
-                super().__setitem__(name, nn.Parameter(cast, requires_grad=stored.requires_grad))
-            self.waiting = {}
+                self[name] = nn.Parameter(cast, requires_grad=stored.requires_grad)  # which waits no more
             module = self._module()
             if module is not None and module.__dict__["_parameters"] is self:
                 module.__dict__["_parameters"] = dict(super().items())

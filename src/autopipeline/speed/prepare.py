@@ -22,7 +22,7 @@ _LOCK = threading.Lock()
 
 @contextmanager
 def ready(parts: Iterable[Any]) -> Generator[None]:
-    """Have the networks on the CPU among these parts compute faster; the same, but for the order of summation."""
+    """Have the networks on the CPU among these parts compute faster; the same, but for rounding."""
     networks = _large(parts)
     with heap.kept() if any(_on(each, "cpu") for each in networks) else nullcontext():
         prepare(networks)
