@@ -150,3 +150,11 @@ def test_what_can_not_be_quantized_is_said(checkpoint: Any, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ImportError, match=r"pip install 'autopipeline\[torchao\]'"):
         quantizing.quantize([nn.Linear(64, 64, device="meta")], "float8")
+
+
+def test_what_torchao_has_replaced_is_not_taken_back() -> None:
+    kind = type("Whole", (torch.Tensor,), {"__module__": "torchao.dtypes"})
+    layer = nn.Linear(2, 2)
+    layer.weight = nn.Parameter(torch.ones(2, 2).as_subclass(kind))
+    with pytest.raises(ValueError, match="torchao has replaced the weights"):
+        quantizing.plain_networks([layer])

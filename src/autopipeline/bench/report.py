@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from autopipeline.bench.worker import OURS, PEER
 
-BAR, HEIGHT, LEFT, UNIT = 18, 26, 250, 90
+BAR, HEIGHT, LEFT, UNIT = 18, 26, 290, 90
 
 
 def ratio(values: dict[str, float], other: str) -> float | None:

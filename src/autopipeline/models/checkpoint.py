@@ -27,6 +27,8 @@ STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 
 FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.full, torch.tensor, torch.arange, torch.linspace, torch.eye)
 RANDOM = (torch.rand, torch.randn)
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64, "I64": torch.int64}
+"""Of those that safetensors stores, the ones that checkpoints have."""
 
 
 class _Blank(TorchFunctionMode):
@@ -115,11 +117,25 @@ def _tensors(file: Path) -> Iterator[tuple[str, Tensor]]:
         yield from _pickled(file).items()
         return
     try:
-        with safe_open(str(file), framework="pt") as opened:
+        with safe_open(str(file), framework="pt") as opened:  # which makes sure that all in the header fits
+            header, begin = _header(file)
+            storage = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
             for name in opened.keys():  # noqa: SIM118 - it is no dict
-                yield name, opened.get_tensor(name)
-    except (SafetensorError, OSError, ValueError) as error:
+                dtype, span = DTYPES.get(header[name]["dtype"]), header[name]["data_offsets"]
+                if dtype is None or (begin + span[0]) % dtype.itemsize or span[0] == span[1]:
+                    yield name, opened.get_tensor(name)
+                else:  # the same, in half the time; each has a storage of its own, so that copies of one copy no more
+                    part, made = storage[begin + span[0] : begin + span[1]], torch.empty(0, dtype=dtype)
+                    yield name, made.set_(part, 0, header[name]["shape"])  # type: ignore[arg-type]
+    except (SafetensorError, LookupError, OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{file} is truncated or damaged: {error}.") from None
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """What a file of safetensors has, and where its numbers begin."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        return json.loads(opened.read(length)), 8 + length
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:

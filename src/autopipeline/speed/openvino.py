@@ -34,7 +34,7 @@ class Translated(Swapped):
         """As the plain network."""
         leaves, spec = trees.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if torch.is_grad_enabled() or any(each.device.type != "cpu" for each in tensors):
+        if any(each.device.type != "cpu" for each in tensors):
             self.restore()
             return self.forward(*args, **kwargs)
         key = (str(spec), *(_kind(leaf) for leaf in leaves))

@@ -49,9 +49,6 @@ class PackedConv2d(Packed, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out, h, w), channels last in memory."""
-        if torch.is_grad_enabled():
-            self.restore()
-            return self.forward(input)
         x = input.contiguous(memory_format=torch.channels_last)
         weight, spread, form = self.weight, self.spread, (self.padding, self.stride, self.dilation, self.groups)
         if self.size != x.shape[2:] or not weight.is_mkldnn:
@@ -81,9 +78,6 @@ class PackedLinear(Packed, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        if torch.is_grad_enabled():
-            self.restore()
-            return self.forward(input)
         return torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
 
 
@@ -126,7 +120,7 @@ class PackedGate(Swapped, GatedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., inner)."""
-        if torch.is_grad_enabled() or not isinstance(self.proj, PackedHalves):
+        if not isinstance(self.proj, PackedHalves):
             self.restore()
             return self.forward(x)
         return self.proj.gated(x)

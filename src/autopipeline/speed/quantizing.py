@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autopipeline.models import awaited
 from autopipeline.speed import compiling, swapped
 from autopipeline.speed.chunks import in_parts
 from autopipeline.speed.swapped import Swapped, become
@@ -30,11 +31,12 @@ class _Quantized(Swapped):
 
     whole: Tensor
     steps: Tensor
+    zeros: Tensor  # the whole numbers that stand for nought
 
     def restore(self) -> None:
         """Be plain again, with the weights as they were."""
         super().restore()
-        del self.whole, self.steps
+        del self.whole, self.steps, self.zeros
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         made = super()._apply(fn, recurse)
@@ -59,17 +61,11 @@ class QuantizedLinear(_Quantized, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        if torch.is_grad_enabled():
-            self.restore()
-            return self.forward(input)
         return in_parts(self._rows, input, max(ROWS // self.in_features, 1), self.out_features)
 
     def _rows(self, x: Tensor) -> Tensor:
-        x, step, nought = rounded(x)
-        zero = torch.zeros_like(self.steps, dtype=torch.int64)
-        return torch.ops.onednn.qlinear_pointwise(
-            x, step, nought, self.whole, self.steps, zero, self.bias, 1.0, 0, self.weight.dtype, "none", [], ""
-        )
+        weights = self.whole, self.steps, self.zeros, self.bias
+        return torch.ops.onednn.qlinear_pointwise(*rounded(x), *weights, 1.0, 0, self.weight.dtype, "none", [], "")
 
 
 class QuantizedConv2d(_Quantized, nn.Conv2d):
@@ -79,15 +75,10 @@ class QuantizedConv2d(_Quantized, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) to (B, out, h, w), channels last in memory."""
-        if torch.is_grad_enabled():
-            self.restore()
-            return self.forward(input)
-        x, step, nought = rounded(input.contiguous(memory_format=torch.channels_last))
-        zero = torch.zeros_like(self.steps, dtype=torch.int64)
+        x = rounded(input.contiguous(memory_format=torch.channels_last))
+        weights = self.whole, self.steps, self.zeros, self.bias
         form = (list(self.stride), list(self.padding), list(self.dilation), self.groups)  # type: ignore[arg-type]
-        return torch.ops.onednn.qconv2d_pointwise(
-            x, step, nought, self.whole, self.steps, zero, self.bias, *form, 1.0, 0, self.weight.dtype, "none", [], ""
-        )
+        return torch.ops.onednn.qconv2d_pointwise(*x, *weights, *form, 1.0, 0, self.weight.dtype, "none", [], "")
 
 
 def rounded(x: Tensor) -> tuple[Tensor, float, int]:
@@ -118,8 +109,10 @@ def quantize(networks: Iterable[nn.Module], kind: str) -> int:
 
 
 def plain_networks(networks: Iterable[nn.Module]) -> None:
-    """The networks as they were."""
+    """The networks as they were; ValueError where torchao has put others in place of their weights."""
     for network in networks:
+        if any(type(each).__module__.partition(".")[0] == "torchao" for each in awaited.parameters(network)):
+            raise ValueError("torchao has replaced the weights; load the checkpoint again for the plain ones.")
         swapped.restore(network, (_Quantized,))
 
 
@@ -153,7 +146,7 @@ def _quantized(module: nn.Module) -> bool:
     else:
         module.whole = torch.ops.onednn.qlinear_prepack(whole, None)  # type: ignore[assignment]
         kind = QuantizedLinear
-    module.steps = steps  # type: ignore[assignment]
+    module.steps, module.zeros = steps, torch.zeros_like(steps, dtype=torch.int64)  # type: ignore[assignment]
     become(module, kind)
     return True
 

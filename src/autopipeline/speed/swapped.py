@@ -7,13 +7,21 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
 class Swapped(nn.Module):
-    """Plain again where its weights are to be moved, cast, loaded or copied."""
+    """Plain again where its weights are to be moved, cast, loaded, copied or trained."""
 
     plain: type[nn.Module]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What `forward` gives; where gradients are wanted, the plain one's, as only that has them."""
+        if torch.is_grad_enabled():
+            self.restore()
+            return self(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
     def restore(self) -> None:
         """Be of the plain class again."""
