@@ -35,6 +35,7 @@ from autopipeline.speed import (
     attention,
     chunks,
     compiling,
+    fusing,
     heap,
     machine,
     openvino,
@@ -644,6 +645,31 @@ def test_names_and_files_of_swapped_networks_are_the_plain_ones(tmp_path: Path, 
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_one_product_gives_queries_keys_and_values() -> None:
+    torch.manual_seed(0)
+    one = nn.ModuleList([plain.Attention(32, 4), plain.Attention(32, 4, context=24), plain.Attention(32, 4, bias=True)])
+    assert fusing.fuse(one) == 0  # which is for halves
+    one.to(torch.bfloat16).requires_grad_(False)
+    x, text = drawn(2, 9, 32).bfloat16(), drawn(2, 5, 24, seed=1).bfloat16()
+    own, cross = one[0], one[1]
+    assert isinstance(own, plain.Attention)
+    expected, other = own(x), cross(x, text)
+    state = {name: each.clone() for name, each in one.state_dict().items()}
+    assert fusing.fuse(one) == 1
+    assert isinstance(own, fusing.Fused)
+    assert torch.allclose(own(x).float(), expected.float(), atol=1e-2)
+    assert torch.equal(cross(x, text), other)
+    assert all(torch.equal(state[name], each) for name, each in one.state_dict().items())
+    own.to_v.weight *= 2  # in place: it holds for the product as well
+    assert torch.allclose(own(x).float(), 2 * expected.float() - own.to_out[0].bias.float(), atol=3e-2)
+    own.to_v.weight = nn.Parameter(state["0.to_v.weight"])  # in place of it: the layers go by themselves
+    assert torch.equal(own(x), expected)
+    swapped.restore(one, compiling.PREPARED)
+    assert type(own) is plain.Attention
+    assert own.to_q.weight.untyped_storage().nbytes() == own.to_q.weight.nbytes
+
+
 def test_channels_last_is_for_halves(tmp_path: Path) -> None:
     one = UNet2DConditionModel(**tiny.XL_UNET).requires_grad_(False)
     assert prepare.channels_last(one) == 0

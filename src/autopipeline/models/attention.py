@@ -104,14 +104,17 @@ class Attention(nn.Module):
         `mask` (B, 1, 1 or L, T) is added to the scores.
         """
         source = x if context is None else context
-        q, k, v = (
-            project(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L, D)
-            for project, rows in ((self.to_q, x), (self.to_k, source), (self.to_v, source))
+        q, k, v = (  # (B, heads, L, D)
+            rows.unflatten(-1, (self.heads, -1)).transpose(1, 2) for rows in self.projected(x, source)
         )
         mixed = attend_upcast(q, k, v) if self.upcast else attend(q, k, v, mask)
         if unmixed is not None:
             mixed = torch.where(unmixed[:, None, None, None], v, mixed)
         return self.to_out[0](mixed.transpose(1, 2).flatten(2))
+
+    def projected(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys and values of the source, (B, L, C) each."""
+        return self.to_q(x), self.to_k(source), self.to_v(source)
 
 
 class RowWise(nn.Module):

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from autopipeline.models import awaited
-from autopipeline.speed import chunks, openvino, packing, swapped
+from autopipeline.speed import chunks, fusing, openvino, packing, swapped
 
 ENGINES = ("torch", "openvino")
-PREPARED = (packing.Packed, packing.PackedGate, chunks.Chunked)
+PREPARED = (packing.Packed, packing.PackedGate, chunks.Chunked, fusing.Fused)
 
 
 def compiled(network: nn.Module) -> bool:

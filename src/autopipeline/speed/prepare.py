@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from autopipeline.models import awaited
-from autopipeline.speed import attention, chunks, compiling, heap, packing, swapped
+from autopipeline.speed import attention, chunks, compiling, fusing, heap, packing, swapped
 
 OFF = "AUTOPIPELINE_PLAIN"
 """Set to 1 in the environment, networks stay as they are."""
@@ -41,6 +41,7 @@ def prepare(parts: Iterable[Any]) -> int:
                 count += 1
             elif _on(network, "cuda"):
                 channels_last(network)
+                fusing.fuse(network)
     return count
 
 
