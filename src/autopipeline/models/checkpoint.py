@@ -168,11 +168,7 @@ def fill(
             name = network.renamed(key)
             if name is not None and name in wanted:
                 place = wanted.pop(name)
-                fitted = _fitted(tensor, place.now, key, file)
-                if _waits(fitted, place, dtype, device, file):
-                    awaited.put(place.module, place.leaf, fitted, dtype)  # type: ignore[arg-type]
-                else:
-                    place.put(_placed(fitted, dtype, device, file))
+                _put(place, _fitted(tensor, place.now, key, file), dtype, device, file)
             elif name is not None:
                 unknown.append(key)
     if wanted:
@@ -222,23 +218,19 @@ def _places(modules: Iterable[tuple[str, torch.nn.Module]]) -> dict[str, _Place]
     return found
 
 
-def _waits(
-    tensor: Tensor, place: _Place, dtype: torch.dtype | None, device: torch.device | str | None, file: Path
-) -> bool:
-    """Whether it is better cast when it is needed."""
-    if dtype in (None, tensor.dtype) or not tensor.is_floating_point() or tensor.numel() < awaited.LEAST:
-        return False
-    there = device is None or torch.device(device).type == "cpu"
-    return there and file.suffix == ".safetensors" and place.leaf in place.module._parameters  # type: ignore[reportPrivateUsage]
-
-
-def _placed(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None, file: Path) -> Tensor:
-    """As the caller wants it; on the way to a GPU it is the GPU that casts."""
-    if dtype in (None, tensor.dtype) or not tensor.is_floating_point():
-        return tensor.to(device)
-    if device is None or torch.device(device).type == "cpu":
-        return casting.cast(tensor, dtype, mapped=file.suffix == ".safetensors")
-    return tensor.to(device).to(dtype)
+def _put(
+    place: _Place, tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str | None, file: Path
+) -> None:
+    """As the caller wants it; on the way to a GPU it is the GPU that casts, and on the CPU large ones may wait."""
+    mapped = file.suffix == ".safetensors"
+    if dtype is None or dtype == tensor.dtype or not tensor.is_floating_point():
+        place.put(tensor.to(device))
+    elif device is not None and torch.device(device).type != "cpu":
+        place.put(tensor.to(device).to(dtype))
+    elif mapped and tensor.numel() >= awaited.LEAST and place.leaf in place.module._parameters:  # type: ignore[reportPrivateUsage]
+        awaited.put(place.module, place.leaf, tensor, dtype)
+    else:
+        place.put(casting.cast(tensor, dtype, mapped=mapped))
 
 
 def _fitted(tensor: Tensor, like: Tensor, key: str, file: Path) -> Tensor:

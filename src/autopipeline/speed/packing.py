@@ -17,9 +17,7 @@ from torch.nn import functional
 from autopipeline.models.attention import GatedLinear
 from autopipeline.speed import machine, winograd
 from autopipeline.speed.swapped import Swapped, become
-
-ROWS = 1024
-"""Of the input that a linear layer is packed for; others are as right, and hardly slower."""
+from autopipeline.speed.winograd import ROWS, ordered
 
 
 class Packed(Swapped):
@@ -140,21 +138,17 @@ def pack(network: nn.Module, always: bool = False) -> int:
     """
     count = 0
     for module in list(network.modules()):
-        weight = getattr(module, "weight", None)
-        if (
-            type(module) is GatedLinear
-            and _fits(module.proj.weight)
-            and (always or _linear_pays(module.proj.weight.dtype))
-        ):
-            count += _pack_gate(module)
-        if type(module) not in (nn.Conv2d, nn.Linear) or not _fits(weight):
+        layer = module.proj if type(module) is GatedLinear else module
+        if type(layer) not in (nn.Conv2d, nn.Linear) or not _fits(layer.weight):
             continue
-        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
-            _pack_convolution(module)
+        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple):
+            _pack_convolution(layer)
             count += 1
-        elif type(module) is nn.Linear and (always or _linear_pays(module.weight.dtype)):
-            packed = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), ROWS)
-            _become(module, PackedLinear, packed)
+        elif type(layer) is nn.Linear and (always or _linear_pays(layer.weight.dtype)):
+            if type(module) is GatedLinear:
+                _pack_gate(module)
+            else:
+                _become(layer, PackedLinear, ordered(layer.weight.detach()))
             count += 1
     return count
 
@@ -170,16 +164,12 @@ def _pack_convolution(module: nn.Conv2d) -> None:
     become(module, PackedConv2d)
 
 
-def _pack_gate(module: GatedLinear) -> bool:
-    """Its one layer becomes two, if it is plain."""
-    if type(module.proj) is not nn.Linear:
-        return False
-    weight, trained = module.proj.weight.detach(), module.proj.weight.requires_grad
-    first, second = (torch.ops.mkldnn._reorder_linear_weight(half.contiguous(), ROWS) for half in weight.chunk(2))
-    module.proj.rest = nn.Parameter(second, requires_grad=trained)
+def _pack_gate(module: GatedLinear) -> None:
+    """Its one layer becomes two."""
+    first, second = (ordered(half.contiguous()) for half in module.proj.weight.detach().chunk(2))
+    module.proj.rest = nn.Parameter(second, requires_grad=module.proj.weight.requires_grad)
     _become(module.proj, PackedHalves, first)
     become(module, PackedGate)
-    return True
 
 
 def _become(module: nn.Module, kind: type[nn.Module], packed: Tensor) -> None:
@@ -199,4 +189,4 @@ def _linear_pays(dtype: torch.dtype) -> bool:
 
 def _linear(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, weight, bias = (torch.randn(shape).to(dtype) for shape in ((ROWS, 640), (640, 640), (640,)))
-    return x, weight, bias, torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+    return x, weight, bias, ordered(weight)

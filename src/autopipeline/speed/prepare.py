@@ -25,15 +25,19 @@ def ready(parts: Iterable[Any]) -> Generator[None]:
     """Have the networks on the CPU among these parts compute faster; the same, but for rounding."""
     networks = _large(parts)
     with heap.kept() if any(_on(each, "cpu") for each in networks) else nullcontext():
-        prepare(networks)
+        _prepare(networks)
         yield
 
 
 def prepare(parts: Iterable[Any]) -> int:
     """Change large networks for the better; gives how many on the CPU are so by now."""
+    return _prepare(_large(parts))
+
+
+def _prepare(networks: Iterable[torch.nn.Module]) -> int:
     count = 0
     with _LOCK:
-        for network in _large(parts):
+        for network in networks:
             if _on(network, "cpu"):
                 attention.install()
                 packing.pack(network)

@@ -82,10 +82,16 @@ _IN_USE: weakref.WeakValueDictionary[bytes, CLIPTokenizer] = weakref.WeakValueDi
 _LOCK = threading.Lock()
 
 
+def _files(folder: Path) -> list[Path]:
+    """Those that the vocabulary is read from: two, or the newer one alone."""
+    apart = [folder / "vocab.json", folder / "merges.txt"]
+    return apart if all(file.is_file() for file in apart) else [folder / "tokenizer.json"]
+
+
 def _words(folder: Path) -> bytes:
     """Tells vocabularies apart by the files that they are in."""
     told = hashlib.blake2b()
-    for file in (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json")):
+    for file in _files(folder):
         content = b""
         with suppress(OSError):  # who needs the file says what is wrong with it
             content = file.read_bytes()
@@ -96,8 +102,8 @@ def _words(folder: Path) -> bytes:
 def _model(folder: Path) -> models.BPE:
     """The vocabulary with its merges; CheckpointError where files are missing or don't go together."""
     options: dict[str, Any] = dict(end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END)
-    files = folder / "vocab.json", folder / "merges.txt"
-    apart = all(file.is_file() for file in files)
+    files = _files(folder)
+    apart = len(files) == 2
     vocabulary, merges = ({}, []) if apart else _whole(folder)
     try:
         return models.BPE.from_file(*map(str, files), **options) if apart else models.BPE(vocabulary, merges, **options)
