@@ -137,6 +137,7 @@ def test_what_can_not_be_quantized_is_said(checkpoint: Any, monkeypatch: pytest.
         (lambda: pipe.quantize("int8"), "large enough for int8"),
         (lambda: pipe.quantize("int4"), "takes int8 or float8, not 'int4'"),
         (lambda: pipe.quantize("float8"), "float8 is for GPUs"),
+        (lambda: pipe.quantize("float8", disable=True), "takes back int8 alone, not 'float8'"),
         (lambda: pipe.quantize("int8", "unnet"), "There is no 'unnet'; the networks are .*unet"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -645,12 +645,15 @@ def test_names_and_files_of_swapped_networks_are_the_plain_ones(tmp_path: Path, 
 
 
 @torch.no_grad()
-@torch.no_grad()
 def test_one_product_gives_queries_keys_and_values() -> None:
     torch.manual_seed(0)
     one = nn.ModuleList([plain.Attention(32, 4), plain.Attention(32, 4, context=24), plain.Attention(32, 4, bias=True)])
     assert fusing.fuse(one) == 0  # which is for halves
     one.to(torch.bfloat16).requires_grad_(False)
+    replaced = copy.deepcopy(one)
+    weight = torch.ones(32, 32, dtype=torch.bfloat16).as_subclass(type("Whole", (Tensor,), {}))  # as torchao does
+    replaced[0].to_q.weight = nn.Parameter(weight)  # type: ignore[union-attr]
+    assert fusing.fuse(replaced) == 0
     x, text = drawn(2, 9, 32).bfloat16(), drawn(2, 5, 24, seed=1).bfloat16()
     own, cross = one[0], one[1]
     assert isinstance(own, plain.Attention)
@@ -670,6 +673,7 @@ def test_one_product_gives_queries_keys_and_values() -> None:
     assert own.to_q.weight.untyped_storage().nbytes() == own.to_q.weight.nbytes
 
 
+@torch.no_grad()
 def test_channels_last_is_for_halves(tmp_path: Path) -> None:
     one = UNet2DConditionModel(**tiny.XL_UNET).requires_grad_(False)
     assert prepare.channels_last(one) == 0

@@ -551,6 +551,8 @@ class DiffusionPipeline:
         on GPUs, where torchao is needed, it replaces the weights, as does "float8".
         """
         chosen = self._chosen(names, besides=("encoder", "checker", "vae", "vqgan", "movq"))
+        if disable and kind != "int8":
+            raise ValueError(f"quantize(disable=True) takes back int8 alone, not {kind!r}.")
         if disable:
             quantizing.plain_networks(chosen)
         elif not quantizing.quantize(chosen, kind):

@@ -24,9 +24,8 @@ class Fused(Swapped, Attention):
         """As the plain one; by itself where the layers are no longer those that were fused."""
         layers = (self.to_q, self.to_k, self.to_v)
         places = [part.data_ptr() for part in self.whole.chunk(3)]
-        if source is not x or any(type(each) is not nn.Linear for each in layers):
-            return super().projected(x, source)
-        if [each.weight.data_ptr() for each in layers] != places:
+        same = source is x and all(type(each) is nn.Linear for each in layers)
+        if not same or [each.weight.data_ptr() for each in layers] != places:
             return super().projected(x, source)
         q, k, v = functional.linear(x, self.whole).chunk(3, -1)
         return q, k, v
@@ -58,4 +57,5 @@ def _fits(module: Attention) -> bool:
     layers = (module.to_q, module.to_k, module.to_v)
     alike = all(type(each) is nn.Linear and each.in_features == module.to_q.in_features for each in layers)
     half = module.to_q.weight.dtype in (torch.float16, torch.bfloat16)
-    return alike and half and all(each.bias is None for each in layers)  # type: ignore[reportUnnecessaryComparison]
+    plain = all(each.bias is None and type(each.weight) is nn.Parameter for each in layers)  # type: ignore[reportUnnecessaryComparison]
+    return alike and half and plain  # weights of torchao's are of classes of their own
